@@ -1,0 +1,161 @@
+"""Every error a caller can meet, as one tree, and the one table that turns each into a gRPC and an HTTP status.
+
+JestServerError
+├── InvalidField          a value in the request is wrong           INVALID_ARGUMENT    400
+├── TooLarge              a declared size is over a limit            INVALID_ARGUMENT    413
+├── ChecksumMismatch      bytes changed on the way                   DATA_LOSS           400
+├── JobUnknown            no such job                                NOT_FOUND           404
+├── SuperBatchUnknown     never submitted, or long forgotten         NOT_FOUND           404
+├── Conflict              the same id with other content             ALREADY_EXISTS      409
+├── QueueFull             a limit on what is in flight               RESOURCE_EXHAUSTED  429
+├── ReferenceMissing      rows without reference embeddings          FAILED_PRECONDITION 409
+├── ReferenceUnavailable  no scorer serves the reference model       FAILED_PRECONDITION 503
+├── ReferenceTimeout      embeddings late, fallback is "fail"        UNAVAILABLE         503
+├── WaitTimeout           the caller's deadline came first           DEADLINE_EXCEEDED   504
+├── DeadLettered          the super-batch was set aside              ABORTED             410
+└── StoreUnavailable      the queue or the cache does not answer     UNAVAILABLE         503
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import grpc
+
+
+@dataclass(eq=False)
+class JestServerError(Exception):
+    """What is wrong, for whom, and what to do; ``metadata`` carries the ids."""
+
+    message: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    retry_after_s: float | None = None
+
+    code = grpc.StatusCode.INTERNAL
+    http_status = 500
+    reason = "INTERNAL"
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(eq=False)
+class InvalidField(JestServerError):
+    """``field_name`` holds a value that cannot be; the message tells value and expectation."""
+
+    field_name: str = ""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    http_status = 400
+    reason = "INVALID_FIELD"
+
+
+class TooLarge(InvalidField):
+    """A declared size is over a limit, found before anything was allocated for it."""
+
+    http_status = 413
+    reason = "TOO_LARGE"
+
+
+class ChecksumMismatch(JestServerError):
+    """The bytes that arrived are not those that were announced."""
+
+    code = grpc.StatusCode.DATA_LOSS
+    http_status = 400
+    reason = "CHECKSUM_MISMATCH"
+
+
+class JobUnknown(JestServerError):
+    """There is no job of this name."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    reason = "JOB_UNKNOWN"
+
+
+class SuperBatchUnknown(JestServerError):
+    """This super-batch, or this rank's share of it, was never submitted or is forgotten."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    reason = "SUPER_BATCH_UNKNOWN"
+
+
+class Conflict(JestServerError):
+    """The same ids came before with other content; nothing was changed."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    http_status = 409
+    reason = "SUPER_BATCH_CONFLICT"
+
+
+class JobConflict(Conflict):
+    """The job exists with another spec."""
+
+    reason = "JOB_CONFLICT"
+
+
+class QueueFull(JestServerError):
+    """A limit on what may be in flight is reached; come back after ``retry_after_s``."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    reason = "QUEUE_FULL"
+
+
+class ReferenceMissing(JestServerError):
+    """Rows have neither cached nor computed reference embeddings: submit again and upload what is named."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+    reason = "REFERENCE_MISSING"
+
+
+class ReferenceUnavailable(JestServerError):
+    """No scorer announces this reference model at the moment."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 503
+    reason = "REFERENCE_UNAVAILABLE"
+
+
+class ReferenceTimeout(JestServerError):
+    """The reference embeddings did not come within the job's reference_timeout, and its fallback is to fail."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    reason = "REFERENCE_TIMEOUT"
+
+
+@dataclass(eq=False)
+class WaitTimeout(JestServerError):
+    """The caller's deadline came before what it waits for; ``reason`` says for whom."""
+
+    reason: str = "WAITING_FOR_REFERENCE"
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    http_status = 504
+
+
+class DeadLettered(JestServerError):
+    """The super-batch was set aside and will never get a decision."""
+
+    code = grpc.StatusCode.ABORTED
+    http_status = 410
+    reason = "DEAD_LETTERED"
+
+
+class StoreUnavailable(JestServerError):
+    """The queue or the cache does not answer."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    reason = "STORE_UNAVAILABLE"
+
+
+class ReferenceModelError(Exception):
+    """The reference model refused or failed an inference; ``retryable`` tells whether trying again can help."""
+
+    def __init__(self, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.retryable = retryable

@@ -1,0 +1,211 @@
+"""The server's own vocabulary: what a job, a super-batch, a shard and a decision are, apart from any wire or store."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+JobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+SuperBatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+Fallback = Literal["fail", "uniform", "hard_learner"]
+
+
+class Record(BaseModel):
+    """Immutable, strict about unknown fields, kept as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PolicySpec(Record):
+    """A selection policy in plain JSON types; jest_core gives it meaning and checks the combinations."""
+
+    scoring: Literal["learnability", "easy_reference", "hard_learner", "uniform"] = "learnability"
+    loss: Literal["sigmoid"] = "sigmoid"
+    sub_batch_size: int | None = Field(default=None, ge=1)
+    filter_ratio: str | None = None
+    num_chunks: int = Field(default=16, ge=1)
+    gain: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    normalization: Literal["sum", "mean"] = "sum"
+    sampler: Literal["gumbel", "top_k"] = "gumbel"
+    placement: Literal["per_rank", "global"] = "per_rank"
+
+
+class JobSpec(Record):
+    """All that a client decides about a job."""
+
+    name: JobName
+    reference_model: str = Field(min_length=1, max_length=256)
+    policy: PolicySpec
+    world_size: int = Field(default=1, ge=1, le=4096)
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    fallback: Fallback = "fail"
+    reference_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    max_in_flight: int = Field(default=64, ge=1, le=100_000)
+    super_batch_ttl_s: float = Field(default=600.0, ge=1, le=7 * 86400)
+
+
+class Job(Record):
+    """A registered job."""
+
+    spec: JobSpec
+    created_at_s: float
+
+
+class Counters(Record):
+    """A job's accounts; submitted == selected + dead_lettered + in_flight at every moment."""
+
+    submitted: int = 0
+    selected: int = 0
+    dead_lettered: int = 0
+    in_flight: int = 0
+    fallbacks: int = 0
+    examples_loaded: int = 0
+    examples_selected: int = 0
+    cache_hits: int = 0
+    reference_inferences: int = 0
+
+
+class ReferenceInput(Record):
+    """One tensor that the reference model takes for an example; -1 in ``shape`` stands for any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ReferenceInfo(Record):
+    """What the reference model's own configuration says about it."""
+
+    name: str
+    version: str
+    preprocessing_id: str
+    scale: float
+    bias: float
+    embedding_width: int
+    inputs: tuple[ReferenceInput, ...]
+
+
+class Submission(Record):
+    """One rank's rows of a super-batch."""
+
+    job: str
+    super_batch_id: str
+    rank: int
+    world_size: int
+    reference: ReferenceInfo
+    keys: tuple[str, ...]
+    digest: str
+
+
+class SuperBatch(Record):
+    """What the store knows of a super-batch in flight."""
+
+    job: str
+    super_batch_id: str
+    world_size: int
+    reference: ReferenceInfo
+    created_at_s: float
+    submissions: dict[int, Submission]
+    uploads: dict[int, dict[str, tuple[int, ...]]]
+    """By rank: upload digest -> the positions it brought."""
+    pending_shards: int
+    """Shards queued or being scored."""
+
+
+class SubmitStatus(enum.Enum):
+    """What became of a submission."""
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    CONFLICT = "conflict"
+    QUEUE_FULL = "queue_full"
+    DECIDED = "decided"
+    DEAD = "dead"
+
+
+class UploadStatus(enum.Enum):
+    """What became of an upload."""
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    GONE = "gone"
+    """The super-batch is not in flight any more."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of an upload that a scorer embeds in one go.
+
+    ``features`` holds ``records.pack``-ed input tensors, row i belonging to ``keys[i]``.
+    """
+
+    shard_id: str
+    job: str
+    super_batch_id: str
+    reference_model: str
+    reference_version: str
+    keys: tuple[str, ...]
+    features: bytes
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A shard in this consumer's hands: ``token`` is the queue's handle, ``deliveries`` the claims so far, with this one."""
+
+    shard: Shard
+    token: str
+    deliveries: int
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """The reference embeddings of a shard's keys: ``[len(keys), 2, D]`` f16 bytes, image before text."""
+
+    keys: tuple[str, ...]
+    embeddings: bytes
+    inferred: int
+    """Keys of these that the reference model had to compute; the others were cached in the meantime."""
+
+
+class Decision(Record):
+    """The recorded outcome of one super-batch: enough, with the inputs, to compute it again."""
+
+    job: str
+    super_batch_id: str
+    policy: PolicySpec
+    seed: int
+    reference: ReferenceInfo | None
+    learner_digests: dict[int, str]
+    submission_digests: dict[int, str]
+    positions: dict[int, tuple[int, ...]]
+    """By rank: its own rows in order of choice."""
+    sub_batch_size: int
+    super_batch_size: int
+    perplexity: tuple[float, ...]
+    cache_hits: int
+    reference_inferences: int
+    fallback: Fallback | None
+    fallback_reason: str
+    timings_s: dict[str, float]
+    decided_at_s: float
+
+
+class DeadLetter(Record):
+    """A super-batch that was set aside, and why."""
+
+    job: str
+    super_batch_id: str
+    reason: str
+    detail: str
+    at_s: float
+
+
+@dataclass(frozen=True)
+class News:
+    """Something happened to a super-batch that a waiting selector may want to look at."""
+
+    job: str
+    super_batch_id: str

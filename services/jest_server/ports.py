@@ -1,0 +1,190 @@
+"""What the use cases need from the outside world; each has a real adapter and an in-memory twin in ``adapters``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from jest_server.model import (
+        Claim,
+        Counters,
+        DeadLetter,
+        Decision,
+        Job,
+        JobSpec,
+        News,
+        ReferenceInfo,
+        Shard,
+        ShardResult,
+        Submission,
+        SubmitStatus,
+        SuperBatch,
+        UploadStatus,
+    )
+
+
+class SuperBatchStore(Protocol):
+    """Jobs, super-batches in flight, the queue of shards, and decisions. Nothing in it may be evicted.
+
+    Every method that changes something is atomic, may be repeated, and keeps
+    ``submitted == selected + dead_lettered + in_flight`` true at every moment, across the death of any caller.
+    A store that does not answer raises ``StoreUnavailable``.
+    """
+
+    async def ping(self) -> None:
+        """Raises ``StoreUnavailable`` unless the store answers."""
+
+    async def close(self) -> None:
+        """Gives all connections back."""
+
+    # Jobs
+
+    async def create_job(self, spec: JobSpec, *, now_s: float) -> tuple[Job, bool]:
+        """Registers the job unless the name is taken; returns what is registered and whether this call did it."""
+
+    async def get_job(self, name: str) -> Job | None: ...
+
+    async def list_jobs(self, *, after: str, limit: int) -> list[Job]:
+        """Returns up to ``limit`` jobs whose names sort after ``after``, in order of name."""
+
+    async def delete_job(self, name: str) -> bool:
+        """Forgets the job, its super-batches, queued shards, dead letters and decisions; False if there was none."""
+
+    async def counters(self, name: str) -> Counters: ...
+
+    # Reference models that scorers serve at the moment
+
+    async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
+        """Publishes the model for ``ttl_s`` seconds; scorers repeat it while they live."""
+
+    async def get_reference(self, name: str) -> ReferenceInfo | None: ...
+
+    # Super-batches
+
+    async def submit(self, submission: Submission, *, max_in_flight: int, ttl_s: float, now_s: float) -> SubmitStatus:
+        """Registers one rank's rows.
+
+        The first rank's submission puts the super-batch in flight (``submitted`` and ``in_flight`` grow by one), with
+        a deadline ``ttl_s`` from ``now_s`` and its ``reference`` pinned for all ranks, unless ``max_in_flight`` of the
+        job are there (QUEUE_FULL; nothing is stored). REPEATED: the same digest was there. CONFLICT: another digest or
+        world size was there. DECIDED and DEAD: the super-batch is not in flight any more. A later rank's own
+        ``reference`` is ignored: ``get_super_batch`` tells the pinned one.
+        """
+
+    async def get_super_batch(self, job: str, super_batch_id: str) -> SuperBatch | None:
+        """Returns the super-batch if it is in flight."""
+
+    async def get_dead_letter(self, job: str, super_batch_id: str) -> DeadLetter | None: ...
+
+    async def list_dead_letters(self, job: str, *, limit: int) -> list[DeadLetter]:
+        """Returns the newest ``limit`` dead letters of the job, newest first."""
+
+    async def add_upload(
+        self,
+        job: str,
+        super_batch_id: str,
+        rank: int,
+        *,
+        digest: str,
+        positions: tuple[int, ...],
+        shards: Sequence[Shard],
+    ) -> UploadStatus:
+        """Queues all shards of one upload or none; an upload of the same rank and digest is queued once."""
+
+    async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
+        """Returns the results of all scored shards of a super-batch in flight."""
+
+    async def decide(self, decision: Decision, *, keep_s: float) -> Decision:
+        """Records the decision for ``keep_s`` seconds and takes the super-batch out of flight, once.
+
+        Returns the recorded decision, the earlier one if there was one. Counters grow only with the first. What the
+        super-batch held (features, results, queued shards) is released.
+
+        Raises:
+            DeadLettered: If the super-batch was dead-lettered before.
+            SuperBatchUnknown: If it is neither in flight nor decided.
+        """
+
+    async def get_decision(self, job: str, super_batch_id: str) -> Decision | None: ...
+
+    async def dead_letter(self, letter: DeadLetter) -> bool:
+        """Takes the super-batch out of flight, keeps the letter and tells the news; False if it was not in flight."""
+
+    async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
+        """Dead-letters (reason EXPIRED) every super-batch in flight whose deadline has passed."""
+
+    # The queue between selector and scorers
+
+    async def claim(self, consumer: str, *, count: int, block_s: float) -> list[Claim]:
+        """Takes up to ``count`` shards that nobody has, waiting up to ``block_s`` for the first.
+
+        Shards whose super-batch is not in flight any more are dropped on the way, not returned.
+        """
+
+    async def reclaim(self, consumer: str, *, idle_s: float, count: int) -> list[Claim]:
+        """Takes over up to ``count`` shards that their consumer has not touched for ``idle_s`` seconds."""
+
+    async def keep(self, consumer: str, claims: Sequence[Claim]) -> None:
+        """Tells that the consumer is still at work on these, so that nobody reclaims them."""
+
+    async def complete(self, claim: Claim, result: ShardResult) -> None:
+        """Stores the result, acknowledges the shard and tells the news, once, whichever consumer comes first."""
+
+    async def release(self, consumer: str, claims: Sequence[Claim]) -> None:
+        """Hands unfinished shards back, for another consumer to take at once; their deliveries do not grow by this."""
+
+    async def queue_depth(self) -> int:
+        """Shards queued or being scored."""
+
+    async def oldest_queued_age_s(self, *, now_s: float) -> float:
+        """Age of the oldest shard queued or being scored; 0 if there is none."""
+
+    def news(self) -> AsyncIterator[News]:
+        """Yields what is scored, decided or dead-lettered from now on, until closed; survives reconnects, with repeats."""
+
+
+class EmbeddingCache(Protocol):
+    """Reference embeddings by example key. May forget anything at any moment; never returns anything half.
+
+    A value is ``[2, D]`` f16 bytes, image before text. The key space is model name, version and preprocessing id.
+    """
+
+    async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
+        """Returns one value or None for each key, in order; a value of a wrong length counts as absent."""
+
+    async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> None: ...
+
+    async def ping(self) -> None:
+        """Raises ``StoreUnavailable`` unless the cache answers."""
+
+    async def close(self) -> None: ...
+
+
+class ReferenceModel(Protocol):
+    """A frozen two-tower model that embeds examples."""
+
+    async def info(self) -> ReferenceInfo:
+        """Reads name, version, scale, bias, preprocessing id and inputs from the model's own configuration."""
+
+    async def embed(self, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        """Embeds n examples, cut into as many inferences as the model's batch limit asks for.
+
+        Args:
+            inputs: By input name, ``[n, ...]`` in the datatype that ``info`` tells.
+
+        Returns:
+            ``[n, 2, D]`` float32, image before text.
+
+        Raises:
+            ReferenceModelError: If an inference failed after the retries that make sense.
+        """
+
+    async def ready(self) -> bool:
+        """Tells whether a real inference works now."""
+
+    async def close(self) -> None: ...
