@@ -1,4 +1,4 @@
-"""Regenerates the committed protobuf code beside the .proto files; `make proto` runs it, `make check` diffs the result."""
+"""Regenerates the committed protobuf code beside the .proto files; `make check` fails if that changes anything."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,236 @@
+"""Arrays to wire and back: the only place that knows how a tensor's bytes travel.
+
+Bytes are raw, little-endian, row-major, announced by a ``TensorSpec``, sent in ``TensorChunk`` pieces of 1 MiB.
+NumPy is all it needs; torch tensors are accepted, and made on request, without importing torch beforehand.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from jest_proto.v1 import tensors_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import torch
+
+assert sys.byteorder == "little", "tensor bytes are taken from memory as they are"
+
+CHUNK_BYTES = 1 << 20
+
+Bytes = npt.NDArray[np.uint8]
+Array = Any
+"""A NumPy array or a torch tensor."""
+
+
+class Datatype(NamedTuple):
+    """One row of the table of element types: its name on the wire, in NumPy and in torch."""
+
+    name: str
+    numpy: np.dtype[Any]
+    torch: str
+
+
+_TABLE = (
+    Datatype("FP32", np.dtype(np.float32), "float32"),
+    Datatype("FP16", np.dtype(np.float16), "float16"),
+    Datatype("BF16", np.dtype(ml_dtypes.bfloat16), "bfloat16"),
+    Datatype("UINT8", np.dtype(np.uint8), "uint8"),
+    Datatype("INT32", np.dtype(np.int32), "int32"),
+    Datatype("INT64", np.dtype(np.int64), "int64"),
+)
+DATATYPES: Mapping[str, Datatype] = {row.name: row for row in _TABLE}
+_BY_NUMPY = {row.numpy: row for row in _TABLE}
+_BY_TORCH = {f"torch.{row.torch}": row for row in _TABLE}
+
+
+class TensorError(ValueError):
+    """A tensor on the wire is not what it has to be; ``field`` is where, the message tells value and expectation."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class TensorTooLargeError(TensorError):
+    """The announced sizes are over the receiver's limit."""
+
+
+class TensorChecksumError(TensorError):
+    """All bytes arrived, but they are not those that were announced."""
+
+
+# Sending
+
+
+def encode(tensors: Mapping[str, Array]) -> tuple[list[pb.TensorSpec], list[Bytes]]:
+    """Describes named arrays and exposes their bytes, copying only what is not contiguous or not in main memory.
+
+    Args:
+        tensors: NumPy arrays or torch tensors with at least one dimension.
+
+    Raises:
+        TensorError: If an element type has no name on the wire, or an array has no dimensions.
+    """
+    flat = {name: _raw_bytes(name, array) for name, array in tensors.items()}
+    specs = [
+        pb.TensorSpec(
+            name=name,
+            datatype=datatype.name,
+            shape=shape,
+            byte_length=data.nbytes,
+            xxh3_64=xxhash.xxh3_64_intdigest(data.data),
+        )
+        for name, (datatype, shape, data) in flat.items()
+    ]
+    return specs, [data for _, _, data in flat.values()]
+
+
+def chunks(buffers: Sequence[Bytes]) -> Iterator[pb.TensorChunk]:
+    """Cuts buffers into messages, in the order in which they were announced."""
+    for index, buffer in enumerate(buffers):
+        for offset in range(0, buffer.nbytes, CHUNK_BYTES):
+            yield pb.TensorChunk(
+                tensor_index=index, offset=offset, data=buffer[offset : offset + CHUNK_BYTES].tobytes()
+            )
+
+
+def _raw_bytes(name: str, array: Array) -> tuple[Datatype, tuple[int, ...], Bytes]:
+    shape = tuple(array.shape)
+    if not shape:
+        raise TensorError(f"tensors[{name}]", "has no dimensions, expected the first to count examples")
+    numpy_array = isinstance(array, np.ndarray)
+    datatype = _BY_NUMPY.get(array.dtype) if numpy_array else _BY_TORCH.get(str(array.dtype))
+    if datatype is None:
+        raise TensorError(f"tensors[{name}]", f"element type {array.dtype} cannot be sent, expected one of {_names()}")
+    if numpy_array:
+        return datatype, shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    import torch  # noqa: PLC0415 - only who passes a torch tensor has torch
+
+    return datatype, shape, array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+# Receiving
+
+
+def check_specs(specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
+    """Refuses announcements that cannot be right, before a byte is allocated for them.
+
+    Raises:
+        TensorError: For an unknown datatype, a negative dimension, a byte_length that does not fit the shape, or a
+            name that comes twice.
+        TensorTooLargeError: If all tensors together exceed ``max_bytes``.
+    """
+    seen: set[str] = set()
+    for spec in specs:
+        field = f"tensors[{spec.name}]"
+        if spec.name in seen:
+            raise TensorError(field, "is announced twice")
+        seen.add(spec.name)
+        if spec.datatype not in DATATYPES:
+            raise TensorError(f"{field}.datatype", f"is {spec.datatype!r}, expected one of {_names()}")
+        if not spec.shape or any(size < 0 for size in spec.shape):
+            raise TensorError(f"{field}.shape", f"is {list(spec.shape)}, expected one or more sizes of at least 0")
+        expected = math.prod(spec.shape) * DATATYPES[spec.datatype].numpy.itemsize
+        if spec.byte_length != expected:
+            raise TensorError(
+                f"{field}.byte_length",
+                f"is {spec.byte_length}, expected {expected} for shape {list(spec.shape)} of {spec.datatype}",
+            )
+    total = sum(spec.byte_length for spec in specs)
+    if total > max_bytes:
+        raise TensorTooLargeError("tensors", f"announce {total} bytes together, the limit is {max_bytes}")
+
+
+class Assembler:
+    """Puts the chunks of announced tensors together, allocating each tensor once, when its turn comes."""
+
+    def __init__(self, specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
+        check_specs(specs, max_bytes=max_bytes)
+        self._specs = specs
+        self._buffers: list[Bytes] = []
+        self._filled = 0
+        self._skip_complete()
+
+    def add(self, chunk: pb.TensorChunk) -> None:
+        """Takes the next piece.
+
+        Raises:
+            TensorError: If it is not exactly the piece that has to come next, or reaches beyond its tensor's end.
+        """
+        index = len(self._buffers) - 1
+        if self._complete():
+            raise TensorError("chunk", f"of {len(chunk.data)} bytes comes after the last announced tensor was complete")
+        if (chunk.tensor_index, chunk.offset) != (index, self._filled):
+            raise TensorError(
+                "chunk",
+                f"is for tensor {chunk.tensor_index} at offset {chunk.offset}, "
+                f"expected tensor {index} at offset {self._filled}",
+            )
+        end = self._filled + len(chunk.data)
+        size = self._specs[index].byte_length
+        if end > size or not chunk.data:
+            raise TensorError("chunk.data", f"is {len(chunk.data)} bytes, expected 1 to {size - self._filled}")
+        self._buffers[index][self._filled : end] = np.frombuffer(chunk.data, np.uint8)
+        self._filled = end
+        self._skip_complete()
+
+    def finish(self) -> list[Bytes]:
+        """Returns the bytes of all tensors.
+
+        Raises:
+            TensorError: If bytes are lacking.
+            TensorChecksumError: If a tensor's bytes do not have the announced checksum.
+        """
+        if not self._complete():
+            spec = self._specs[len(self._buffers) - 1]
+            raise TensorError(f"tensors[{spec.name}]", f"ended after {self._filled} bytes, expected {spec.byte_length}")
+        for spec, data in zip(self._specs, self._buffers, strict=True):
+            if xxhash.xxh3_64_intdigest(data.data) != spec.xxh3_64:
+                raise TensorChecksumError(f"tensors[{spec.name}]", "arrived with another checksum than announced")
+        return self._buffers
+
+    def _complete(self) -> bool:
+        done = not self._buffers or self._filled == self._specs[len(self._buffers) - 1].byte_length
+        return done and len(self._buffers) == len(self._specs)
+
+    def _skip_complete(self) -> None:
+        while len(self._buffers) < len(self._specs) and (
+            not self._buffers or self._filled == self._specs[len(self._buffers) - 1].byte_length
+        ):
+            self._buffers.append(np.empty(self._specs[len(self._buffers)].byte_length, np.uint8))
+            self._filled = 0
+
+
+def as_numpy(spec: pb.TensorSpec, data: Bytes | bytes | memoryview) -> npt.NDArray[Any]:
+    """Views raw bytes as the array that ``spec`` describes, without copying."""
+    return np.frombuffer(data, DATATYPES[spec.datatype].numpy).reshape(tuple(spec.shape))
+
+
+def as_torch(spec: pb.TensorSpec, data: Bytes) -> torch.Tensor:
+    """Views raw bytes as the tensor that ``spec`` describes, in main memory, without copying."""
+    import torch  # noqa: PLC0415 - only who asks for a torch tensor has torch
+
+    dtype = getattr(torch, DATATYPES[spec.datatype].torch)
+    return torch.from_numpy(data).view(dtype).reshape(tuple(spec.shape))
+
+
+def content_digest(specs: Iterable[pb.TensorSpec], *context: object) -> str:
+    """Names the content of a call: equal for equal tensors and context, whatever way the bytes were cut."""
+    digest = xxhash.xxh3_128()
+    for part in (*context, *((s.name, s.datatype, tuple(s.shape), s.xxh3_64) for s in specs)):
+        digest.update(repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _names() -> str:
+    return ", ".join(DATATYPES)
