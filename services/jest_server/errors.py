@@ -153,6 +153,14 @@ class StoreUnavailable(JestServerError):
     reason = "STORE_UNAVAILABLE"
 
 
+class Stopping(JestServerError):
+    """This process is going away; the same call elsewhere or a little later works."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    reason = "STOPPING"
+
+
 class ReferenceModelError(Exception):
     """The reference model refused or failed an inference; ``retryable`` tells whether trying again can help."""
 

@@ -153,7 +153,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Claim:
-    """A shard in this consumer's hands: ``token`` is the queue's handle, ``deliveries`` the claims so far, with this one."""
+    """A shard in this consumer's hands.
+
+    ``token`` is the queue's own handle; ``deliveries`` counts the claims so far, with this one.
+    """
 
     shard: Shard
     token: str

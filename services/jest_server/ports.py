@@ -145,7 +145,7 @@ class SuperBatchStore(Protocol):
         """Age of the oldest shard queued or being scored; 0 if there is none."""
 
     def news(self) -> AsyncIterator[News]:
-        """Yields what is scored, decided or dead-lettered from now on, until closed; survives reconnects, with repeats."""
+        """Yields what is scored, decided or dead-lettered from now on; survives reconnects, with repeats."""
 
 
 class EmbeddingCache(Protocol):

@@ -1,0 +1,55 @@
+# Every target sets up what it needs; the environment is built once and rebuilt when the dependencies change.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_OPTIONS := $(if $(QUICK),--quick)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types imports contract bench up proto clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local]' --group dev
+	touch $@
+
+demo: $(READY) ## Train the same model twice, uniform and chosen by the running stack, and compare (QUICK=1: one minute)
+	$(BIN)/python trainer/examples/emoji/demo.py $(DEMO_OPTIONS)
+
+test: $(READY) ## Run all tests, against real servers
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: lint types imports contract test ## All that CI runs
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports
+
+contract: $(READY) proto
+	git diff --exit-code -- protos
+	cd protos && ../$(BIN)/buf lint
+	cd protos && ../$(BIN)/buf breaking --against '../.git#branch=main,subdir=protos'
+
+bench: $(READY) ## Measure the selection against what it replaces
+	$(BIN)/python benchmarks/selection.py
+
+up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
+	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))
+
+proto: $(READY) ## Generate the protobuf code again
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python protos/generate.py
+
+clean: ## Remove everything that make has made
+	rm -rf $(VENV) .cache results build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

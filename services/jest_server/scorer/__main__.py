@@ -1,0 +1,78 @@
+"""Wires the scorer: `python -m jest_server.scorer`, configured by the environment (see settings)."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from jest_server import logs, metrics, serving
+from jest_server.adapters.redis_cache import RedisEmbeddingCache
+from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.scorer.worker import Worker
+from jest_server.settings import ScorerSettings
+
+if TYPE_CHECKING:
+    from jest_server.ports import EmbeddingCache, ReferenceModel, SuperBatchStore
+
+SERVICE = "jest.scorer"
+"""The scorer serves no calls; this is the name under which it answers health checks."""
+_log = logs.get_logger()
+
+
+async def serve(
+    settings: ScorerSettings,
+    store: SuperBatchStore,
+    cache: EmbeddingCache,
+    model: ReferenceModel,
+    counts: metrics.ScorerMetrics,
+) -> None:
+    """Runs the scorer on the given store, cache and model until it is told to stop, then drains."""
+    worker = Worker(store, cache, model, settings, counts)
+    server = serving.GrpcServer(settings, counts.rpc)
+
+    async def watch() -> None:
+        await worker.watch_reference()
+        await server.set_ready(ready=worker.ready)
+
+    port = await server.start((SERVICE,))
+    _log.info("scorer listens", port=port, consumer=settings.consumer)
+    async with serving.background(
+        partial(serving.every, settings.announce_interval_s, watch, name="watch reference"),
+        partial(serving.every, settings.reclaim_idle_s / 4, worker.keep_hold, name="keep hold"),
+        partial(serving.every, settings.reclaim_idle_s / 4, worker.take_over, name="take over"),
+        worker.run,
+    ):
+        await serving.until_told_to_stop()
+    _log.info("scorer drains")
+    await asyncio.gather(server.drain(), worker.drain())
+    await model.close()
+    await store.close()
+    await cache.close()
+    _log.info("scorer stopped")
+
+
+def main(settings: ScorerSettings | None = None) -> None:
+    """Runs the scorer on Redis and the configured reference backend."""
+    settings = settings or ScorerSettings()
+    logs.configure(process="scorer", log_format=settings.log_format, level=settings.log_level)
+    registry = CollectorRegistry()
+    counts = metrics.ScorerMetrics(registry)
+    metrics.expose(registry, settings.metrics_listen)
+
+    async def run() -> None:
+        store = RedisSuperBatchStore.from_url(settings.queue_url)
+        cache = RedisEmbeddingCache.from_url(settings.cache_url)
+        await serve(settings, store, cache, _model(settings, counts), counts)
+
+    asyncio.run(run())
+
+
+def _model(settings: ScorerSettings, counts: metrics.ScorerMetrics) -> ReferenceModel:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The scorer's loop: claim shards, score some at a time, take over what a dead scorer held, give back on the way out.
+
+The reference model being away is not the shards' fault: the worker holds what it has and claims nothing until a real
+inference works again. Only shards that fail while the model works for others are set aside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from jest_server.errors import ReferenceModelError, StoreUnavailable
+from jest_server.logs import bound, get_logger
+from jest_server.model import DeadLetter
+from jest_server.scorer.scoring import Scoring, UnscorableShard
+
+if TYPE_CHECKING:
+    from jest_server.metrics import ScorerMetrics
+    from jest_server.model import Claim
+    from jest_server.ports import EmbeddingCache, ReferenceModel, SuperBatchStore
+    from jest_server.settings import ScorerSettings
+
+CLAIM_BLOCK_S = 1.0
+READY_POLL_S = 0.25
+STORE_RETRY_S = 0.5
+ANNOUNCE_LIVES = 4
+"""An announcement outlives so many intervals without a successor."""
+
+_log = get_logger()
+
+
+class Worker:
+    """Owns the claims of one scorer process."""
+
+    def __init__(
+        self,
+        store: SuperBatchStore,
+        cache: EmbeddingCache,
+        model: ReferenceModel,
+        settings: ScorerSettings,
+        metrics: ScorerMetrics,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._model = model
+        self._settings = settings
+        self._metrics = metrics
+        self._in_hand: dict[str, Claim] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(settings.concurrent_shards)
+        self._ready = asyncio.Event()
+        self._scoring: Scoring | None = None
+
+    @property
+    def ready(self) -> bool:
+        """True while the reference model answered its last probe."""
+        return self._ready.is_set()
+
+    async def watch_reference(self) -> None:
+        """Probes the model by a real inference, reads its configuration and announces it, once."""
+        try:
+            reference = await self._model.info() if await self._model.ready() else None
+        except ReferenceModelError as error:
+            _log.warning("reference model's configuration cannot be used", error=str(error))
+            reference = None
+        if reference is None:
+            if self._ready.is_set() or self._scoring is None:
+                _log.warning("reference model is not ready")
+            self._ready.clear()
+            self._metrics.reference_ready.set(0)
+            return
+        if self._scoring is None or self._scoring.reference != reference:
+            _log.info("reference model is ready", model=reference.name, version=reference.version)
+            self._scoring = Scoring(self._cache, self._model, reference)
+        await self._store.announce_reference(reference, ttl_s=ANNOUNCE_LIVES * self._settings.announce_interval_s)
+        self._metrics.reference_ready.set(1)
+        self._ready.set()
+
+    async def take_over(self) -> None:
+        """Takes over shards that another scorer left behind; those that outlived too many scorers are set aside."""
+        if not self.ready or self._slots.locked():
+            return
+        claims = await self._store.reclaim(self._settings.consumer, idle_s=self._settings.reclaim_idle_s, count=1)
+        for claim in claims:
+            self._metrics.reclaimed.inc()
+            _log.warning("shard taken over", shard=claim.shard.shard_id, deliveries=claim.deliveries)
+            if claim.deliveries > self._settings.max_deliveries:
+                await self._set_aside(claim, "TOO_MANY_DELIVERIES", f"{claim.deliveries - 1} scorers did not finish it")
+            else:
+                await self._slots.acquire()
+                self._begin(claim)
+
+    async def keep_hold(self) -> None:
+        """Tells the queue that this scorer is alive and at work on what it holds."""
+        if self._in_hand:
+            await self._store.keep(self._settings.consumer, list(self._in_hand.values()))
+
+    async def run(self) -> None:
+        """Claims and scores, for ever."""
+        while True:
+            await self._ready.wait()
+            await self._slots.acquire()
+            claims: list[Claim] = []
+            try:
+                claims = await self._store.claim(self._settings.consumer, count=1, block_s=CLAIM_BLOCK_S)
+            except StoreUnavailable as error:
+                _log.warning("queue does not answer", error=str(error))
+                await asyncio.sleep(STORE_RETRY_S)
+            finally:
+                if not claims:
+                    self._slots.release()
+            for claim in claims:
+                self._begin(claim)
+
+    async def drain(self) -> None:
+        """Finishes what is in hand within the grace period and gives the rest back."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.grace_s)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = list(self._in_hand.values())
+        if left:
+            await self._store.release(self._settings.consumer, left)
+            _log.info("shards given back", count=len(left))
+
+    def _begin(self, claim: Claim) -> None:
+        """Starts on a claim; the caller has acquired a slot for it."""
+        self._in_hand[claim.token] = claim
+        self._metrics.in_hand.set(len(self._in_hand))
+        task = asyncio.create_task(self._work(claim))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, claim: Claim) -> None:
+        started = time.monotonic()
+        with bound(job=claim.shard.job, super_batch=claim.shard.super_batch_id, shard=claim.shard.shard_id):
+            try:
+                try:
+                    await self._score(claim)
+                    self._metrics.shard_duration.observe(time.monotonic() - started)
+                except UnscorableShard as error:
+                    await self._set_aside(claim, error.reason, str(error))
+            except asyncio.CancelledError:
+                raise  # still in hand: drain gives it back
+            except Exception:  # noqa: BLE001 - a fault of ours must not stop the scorer
+                # Nobody keeps this claim alive any more: it is taken over, and set aside if that happens too often.
+                _log.exception("shard failed")
+                del self._in_hand[claim.token]
+            else:
+                del self._in_hand[claim.token]
+            finally:
+                self._slots.release()
+                self._metrics.in_hand.set(len(self._in_hand))
+
+    async def _score(self, claim: Claim) -> None:
+        """Scores until it works; while the model or a store is away, that is as long as they are."""
+        attempts = 0
+        while True:
+            await self._ready.wait()
+            assert self._scoring is not None
+            try:
+                result = await self._scoring.score(claim.shard)
+                await self._store.complete(claim, result)
+            except StoreUnavailable as error:
+                _log.warning("store does not answer", error=str(error))
+                await asyncio.sleep(STORE_RETRY_S)
+                continue
+            except ReferenceModelError as error:
+                _log.warning("inference failed", error=str(error), retryable=error.retryable)
+                if not error.retryable:
+                    raise UnscorableShard("INFERENCE_REFUSED", str(error)) from error
+                attempts += 1
+                if await self._model.ready():
+                    if attempts >= self._settings.max_attempts:
+                        raise UnscorableShard("INFERENCE_FAILED", f"{attempts} attempts: {error}") from error
+                else:
+                    attempts = 0
+                    self._ready.clear()
+                await asyncio.sleep(READY_POLL_S)
+                continue
+            self._metrics.shards.labels("scored").inc()
+            self._metrics.inferred.inc(result.inferred)
+            self._metrics.cache_hits.inc(len(result.keys) - result.inferred)
+            return
+
+    async def _set_aside(self, claim: Claim, reason: str, detail: str) -> None:
+        shard = claim.shard
+        letter = DeadLetter(
+            job=shard.job,
+            super_batch_id=shard.super_batch_id,
+            reason=reason,
+            detail=f"shard {shard.shard_id}: {detail}",
+            at_s=time.time(),
+        )
+        await self._store.dead_letter(letter)
+        self._metrics.shards.labels("dead_lettered").inc()
+        _log.error("super-batch set aside", reason=reason, detail=detail)

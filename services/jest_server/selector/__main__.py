@@ -1,0 +1,108 @@
+"""Wires the selector: `python -m jest_server.selector`, configured by the environment (see settings)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc
+from jest_server import logs, metrics, serving
+from jest_server.adapters.redis_cache import RedisEmbeddingCache
+from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.selector.assembly import Assemblies
+from jest_server.selector.jobs import Jobs
+from jest_server.selector.selections import Selections
+from jest_server.selector.service import JobServicer, SelectionServicer
+from jest_server.selector.submissions import Submissions
+from jest_server.settings import SelectorSettings
+
+if TYPE_CHECKING:
+    from jest_server.ports import EmbeddingCache, SuperBatchStore
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in ((selection_pb2, "SelectionService"), (jobs_pb2, "JobService"))
+)
+_log = logs.get_logger()
+
+
+async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: EmbeddingCache) -> None:
+    """Runs the selector on the given store and cache until it is told to stop, then drains."""
+    registry = CollectorRegistry()
+    counts = metrics.SelectorMetrics(registry)
+    assemblies = Assemblies(max_held_bytes=settings.max_held_bytes)
+    jobs = Jobs(store, max_world_size=settings.max_world_size)
+    executor = ThreadPoolExecutor(settings.compute_threads, thread_name_prefix="selection")
+    selections = Selections(
+        store,
+        cache,
+        jobs,
+        assemblies,
+        executor,
+        counts,
+        device=_device(settings.device),
+        decision_keep_s=settings.decision_keep_s,
+    )
+    server = serving.GrpcServer(settings, counts.rpc, max_message_bytes=settings.max_message_bytes)
+    submissions = Submissions(store, cache, jobs, settings)
+    selection_pb2_grpc.add_SelectionServiceServicer_to_server(
+        SelectionServicer(submissions, selections, assemblies, settings), server.server
+    )
+    jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs), server.server)
+
+    async def watch() -> None:
+        try:
+            await store.ping()
+            await cache.ping()
+        except Exception:
+            await server.set_ready(ready=False)
+            raise
+        await server.set_ready(ready=True)
+        counts.queue_depth.set(await store.queue_depth())
+        counts.queue_age.set(await store.oldest_queued_age_s(now_s=time.time()))
+        counts.assemblies.set(len(assemblies))
+        counts.held_bytes.set(assemblies.held_bytes)
+
+    port = await server.start(SERVICES)
+    metrics_port = metrics.expose(registry, settings.metrics_listen)
+    _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(_device(settings.device)))
+    async with serving.background(
+        selections.listen,
+        partial(serving.every, settings.sweep_interval_s, selections.sweep, name="sweep"),
+        partial(serving.every, 1.0, watch, name="watch"),
+    ):
+        await serving.until_told_to_stop()
+        _log.info("selector drains")
+        await server.drain()
+    await selections.close()
+    executor.shutdown()
+    await store.close()
+    await cache.close()
+    _log.info("selector stopped")
+
+
+def main(settings: SelectorSettings | None = None) -> None:
+    """Runs the selector on Redis."""
+    settings = settings or SelectorSettings()
+    logs.configure(process="selector", log_format=settings.log_format, level=settings.log_level)
+
+    async def run() -> None:
+        store = RedisSuperBatchStore.from_url(settings.queue_url)
+        cache = RedisEmbeddingCache.from_url(settings.cache_url)
+        await serve(settings, store, cache)
+
+    asyncio.run(run())
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""The use case of choosing: gather the ranks, wait for the reference, choose, record, then answer.
+
+One task per super-batch makes the decision, whichever rank comes first; every caller waits for its outcome, each no
+longer than its own deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jest_core import selection_seed
+from jest_server.errors import (
+    Conflict,
+    DeadLettered,
+    JestServerError,
+    ReferenceTimeout,
+    Stopping,
+    SuperBatchUnknown,
+    WaitTimeout,
+)
+from jest_server.logs import bound, get_logger
+from jest_server.model import DeadLetter, Decision
+from jest_server.selector.assembly import Outcome
+from jest_server.selector.choosing import REFERENCE_SCORINGS, Chosen, choose
+from jest_server.selector.joining import Joined, join_reference
+from jest_server.selector.submissions import check_rank, gone
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    import torch
+
+    from jest_server.metrics import SelectorMetrics
+    from jest_server.model import Job, SuperBatch
+    from jest_server.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.selector.assembly import Assemblies, Assembly, LearnerOutputs
+    from jest_server.selector.jobs import Jobs
+
+POLL_S = 1.0
+"""How long a wait for news lasts before the store is asked; only lost news make it matter."""
+ANSWER_MARGIN_S = 0.25
+"""How long before a caller's deadline its answer is given up, so that it learns the reason."""
+RETRY_S = 0.5
+
+_log = get_logger()
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who asks for which selection."""
+
+    job: str
+    super_batch_id: str
+    rank: int
+    world_size: int
+
+    def context(self) -> dict[str, str]:
+        """Returns the ids for errors and logs."""
+        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
+
+
+class Selections:
+    """Makes one decision per super-batch and tells it to every rank and every retry."""
+
+    def __init__(
+        self,
+        store: SuperBatchStore,
+        cache: EmbeddingCache,
+        jobs: Jobs,
+        assemblies: Assemblies,
+        executor: Executor,
+        metrics: SelectorMetrics,
+        *,
+        device: torch.device,
+        decision_keep_s: float,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._jobs = jobs
+        self._assemblies = assemblies
+        self._executor = executor
+        self._metrics = metrics
+        self._device = device
+        self._decision_keep_s = decision_keep_s
+        self._waiting: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def recorded(self, call: Call, digest: str) -> Outcome | None:
+        """Returns the decision if it was recorded before; nothing needs to be received then.
+
+        Raises:
+            InvalidField, JobUnknown: If the call's ids cannot be.
+            Conflict: If the decision was made from other learner outputs of this rank.
+        """
+        check_rank(call.rank, call.world_size, (await self._jobs.get(call.job)).spec)
+        decision = await self._store.get_decision(call.job, call.super_batch_id)
+        return None if decision is None else _for_these(Outcome(decision, None), call, digest)
+
+    async def rows_of(self, call: Call) -> int:
+        """Returns how many rows the rank submitted.
+
+        Raises:
+            SuperBatchUnknown, DeadLettered: If the super-batch is not in flight.
+        """
+        super_batch = await self._store.get_super_batch(call.job, call.super_batch_id)
+        submission = super_batch.submissions.get(call.rank) if super_batch else None
+        if submission is None:
+            raise await gone(self._store, call.job, call.super_batch_id, call.rank)
+        return len(submission.keys)
+
+    async def select(self, call: Call, outputs: LearnerOutputs, *, deadline_s: float) -> Outcome:
+        """Adds one rank's outputs and waits for the decision, at most ``deadline_s`` seconds.
+
+        Raises:
+            Conflict: If the rank sent other outputs before, or the ranks' outputs do not fit together.
+            ReferenceMissing, ReferenceTimeout, DeadLettered: As their names say.
+            WaitTimeout: If the deadline came first; the message tells who has not come.
+        """
+        assembly = self._assemblies.join(call.job, call.super_batch_id, call.world_size, self._start)
+        assembly.add(call.rank, outputs)
+        try:
+            async with asyncio.timeout(max(deadline_s - ANSWER_MARGIN_S, 0.0)):
+                return _for_these(await asyncio.shield(assembly.outcome), call, outputs.digest)
+        except TimeoutError:
+            raise WaitTimeout(
+                f"no decision on super-batch {call.super_batch_id!r} of job {call.job!r} within the caller's deadline: "
+                f"{_whom(assembly)}",
+                call.context(),
+                retry_after_s=None,
+                reason=assembly.stage,
+            ) from None
+
+    async def listen(self) -> None:
+        """Wakes waiting selections when there is news of their super-batch, for ever."""
+        async for news in self._store.news():
+            for event in self._waiting.get((news.job, news.super_batch_id), ()):
+                event.set()
+
+    async def sweep(self) -> None:
+        """Dead-letters super-batches that were never decided and lets go of what is held for them."""
+        for letter in await self._store.dead_letter_overdue(now_s=time.time()):
+            self._metrics.dead_letters.labels(letter.reason).inc()
+            _log.warning("super-batch expired", job=letter.job, super_batch=letter.super_batch_id)
+
+    async def close(self) -> None:
+        """Gives up what is undecided; the ranks will ask again."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, assembly: Assembly) -> None:
+        task = asyncio.create_task(self._conclude(assembly))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _conclude(self, assembly: Assembly) -> None:
+        """Brings an assembly to its outcome, whatever happens, and lets go of it."""
+        with bound(job=assembly.job, super_batch=assembly.super_batch_id):
+            try:
+                assembly.outcome.set_result(await self._decide(assembly))
+            except JestServerError as error:
+                assembly.outcome.set_exception(error)
+            except asyncio.CancelledError:
+                assembly.outcome.set_exception(Stopping("the selector is stopping; call again", retry_after_s=RETRY_S))
+                raise
+            except Exception as error:  # noqa: BLE001 - callers are waiting: tell them, and log
+                _log.exception("selection failed")
+                assembly.outcome.set_exception(error)
+            finally:
+                self._assemblies.drop(assembly)
+                assembly.outcome.exception()  # the callers may all be gone: then nobody else looks at it
+
+    async def _decide(self, assembly: Assembly) -> Outcome:
+        try:
+            return await self._decide_in_flight(assembly)
+        except SuperBatchUnknown:
+            # Another selector may have decided since this call began.
+            decision = await self._store.get_decision(assembly.job, assembly.super_batch_id)
+            if decision is None:
+                raise
+            return Outcome(decision, None)
+
+    async def _decide_in_flight(self, assembly: Assembly) -> Outcome:
+        await self._until_complete(assembly)
+        learner_at = time.monotonic()
+        assembly.stage = "WAITING_FOR_REFERENCE"
+        job = await self._jobs.get(assembly.job)
+        super_batch, joined, fallback_reason = await self._await_reference(assembly, job)
+        reference_at = time.monotonic()
+        assembly.stage = "COMPUTING"
+        decision = await self._compute(assembly, job, super_batch, joined, fallback_reason)
+        timings = {
+            "wait_learner": learner_at - assembly.started_at,
+            "wait_reference": reference_at - learner_at,
+            **decision.timings_s,
+        }
+        record_at = time.monotonic()
+        decision = decision.model_copy(update={"timings_s": timings})
+        recorded = await self._store.decide(decision, keep_s=self._decision_keep_s)
+        if recorded == decision:
+            self._observe(recorded, record_s=time.monotonic() - record_at)
+        rows = tuple(len(super_batch.submissions[rank].keys) for rank in range(assembly.world_size))
+        return Outcome(recorded, joined.embeddings if joined else None, rows)
+
+    async def _until_complete(self, assembly: Assembly) -> None:
+        while not assembly.complete.is_set():
+            try:
+                async with asyncio.timeout(POLL_S * 5):
+                    await assembly.complete.wait()
+            except TimeoutError:
+                if await self._store.get_super_batch(assembly.job, assembly.super_batch_id) is None:
+                    raise await gone(self._store, assembly.job, assembly.super_batch_id, 0) from None
+
+    async def _await_reference(self, assembly: Assembly, job: Job) -> tuple[SuperBatch, Joined | None, str]:
+        """Returns the super-batch with its reference embeddings, or with the reason for the fallback."""
+        key = (assembly.job, assembly.super_batch_id)
+        give_up_at = time.monotonic() + job.spec.reference_timeout_s
+        news = asyncio.Event()
+        self._waiting[key].add(news)
+        try:
+            while True:
+                news.clear()
+                super_batch = await self._store.get_super_batch(*key)
+                if super_batch is None:
+                    raise await gone(self._store, *key, 0)
+                if job.spec.policy.scoring not in REFERENCE_SCORINGS:
+                    return super_batch, None, ""
+                if super_batch.pending_shards == 0:
+                    return super_batch, await join_reference(self._store, self._cache, super_batch), ""
+                left = give_up_at - time.monotonic()
+                if left <= 0:
+                    return super_batch, None, self._timeout_reason(job, super_batch)
+                await _wait(news, min(left, POLL_S))
+        finally:
+            self._waiting[key].discard(news)
+            if not self._waiting[key]:
+                del self._waiting[key]
+
+    def _timeout_reason(self, job: Job, super_batch: SuperBatch) -> str:
+        reason = (
+            f"{super_batch.pending_shards} shards of super-batch {super_batch.super_batch_id!r} were not scored within "
+            f"reference_timeout ({job.spec.reference_timeout_s:g} s)"
+        )
+        if job.spec.fallback == "fail":
+            raise ReferenceTimeout(
+                f"{reason}; job {job.spec.name!r} has no fallback",
+                {"job": job.spec.name, "super_batch_id": super_batch.super_batch_id},
+                retry_after_s=RETRY_S,
+            )
+        return reason
+
+    async def _compute(
+        self, assembly: Assembly, job: Job, super_batch: SuperBatch, joined: Joined | None, fallback_reason: str
+    ) -> Decision:
+        keys = {rank: submission.keys for rank, submission in super_batch.submissions.items()}
+        reference = None if joined is None else (super_batch.reference, joined.embeddings)
+        queued_at = time.monotonic()
+        started_at = queued_at
+
+        def work() -> Chosen:
+            nonlocal started_at
+            started_at = time.monotonic()
+            return choose(job.spec, assembly.super_batch_id, assembly.outputs, keys, reference, self._device)
+
+        try:
+            chosen = await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except ValueError as error:
+            raise await self._set_aside(assembly, str(error)) from error
+        return Decision(
+            job=assembly.job,
+            super_batch_id=assembly.super_batch_id,
+            policy=job.spec.policy,
+            seed=selection_seed(job.spec.seed, assembly.super_batch_id),
+            reference=super_batch.reference,
+            learner_digests={rank: outputs.digest for rank, outputs in assembly.outputs.items()},
+            submission_digests={rank: submission.digest for rank, submission in super_batch.submissions.items()},
+            positions=chosen.positions,
+            sub_batch_size=chosen.sub_batch_size,
+            super_batch_size=sum(map(len, keys.values())),
+            perplexity=chosen.perplexity,
+            cache_hits=joined.cache_hits if joined else 0,
+            reference_inferences=joined.inferences if joined else 0,
+            fallback=job.spec.fallback if fallback_reason else None,
+            fallback_reason=fallback_reason,
+            timings_s={"queue": started_at - queued_at, "compute": time.monotonic() - started_at},
+            decided_at_s=time.time(),
+        )
+
+    async def _set_aside(self, assembly: Assembly, detail: str) -> DeadLettered:
+        letter = DeadLetter(
+            job=assembly.job,
+            super_batch_id=assembly.super_batch_id,
+            reason="UNSELECTABLE",
+            detail=detail,
+            at_s=time.time(),
+        )
+        if await self._store.dead_letter(letter):
+            self._metrics.dead_letters.labels(letter.reason).inc()
+        return DeadLettered(
+            f"super-batch {assembly.super_batch_id!r} of job {assembly.job!r} was set aside: {detail}",
+            {"job": assembly.job, "super_batch_id": assembly.super_batch_id},
+        )
+
+    def _observe(self, decision: Decision, *, record_s: float) -> None:
+        metrics = self._metrics
+        metrics.decisions.labels(decision.fallback or "none").inc()
+        for stage, seconds in (*decision.timings_s.items(), ("record", record_s)):
+            metrics.stage.labels(stage).observe(seconds)
+        metrics.examples_loaded.inc(decision.super_batch_size)
+        metrics.examples_selected.inc(decision.sub_batch_size)
+        metrics.cache_hits.inc(decision.cache_hits)
+        metrics.inferences.inc(decision.reference_inferences)
+        for perplexity in decision.perplexity:
+            metrics.perplexity.observe(perplexity)
+        if decision.fallback:
+            _log.warning("fallback used", fallback=decision.fallback, reason=decision.fallback_reason)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def _for_these(outcome: Outcome, call: Call, digest: str) -> Outcome:
+    """Returns the outcome, unless it was made from other learner outputs than this call's."""
+    if outcome.decision.learner_digests.get(call.rank) != digest:
+        raise Conflict(
+            f"super-batch {call.super_batch_id!r} of job {call.job!r} was decided from other learner outputs of rank "
+            f"{call.rank}; every super-batch needs its own id",
+            call.context(),
+        )
+    return outcome
+
+
+def _whom(assembly: Assembly) -> str:
+    if assembly.missing_ranks():
+        return f"learner outputs of ranks {assembly.missing_ranks()} have not come"
+    if assembly.stage == "WAITING_FOR_REFERENCE":
+        return "its reference embeddings are not there"
+    return "the selection is being computed"

@@ -1,0 +1,291 @@
+"""The use case of taking super-batches in: keys first, then the features that the reference cache lacks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jest_proto.tensors import as_numpy, content_digest
+from jest_server import records
+from jest_server.errors import Conflict, DeadLettered, InvalidField, QueueFull, SuperBatchUnknown
+from jest_server.model import Shard, Submission, SubmitStatus, UploadStatus
+from jest_server.selector.jobs import policy_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jest_proto.tensors import Bytes
+    from jest_proto.v1 import tensors_pb2
+    from jest_server.model import JobSpec, ReferenceInfo, SuperBatch
+    from jest_server.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.selector.jobs import Jobs
+    from jest_server.settings import SelectorSettings
+
+QUEUE_FULL_RETRY_S = 0.25
+_MAX_KEY_BYTES = 512
+_NEEDS_REFERENCE = {"learnability", "easy_reference"}
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The answer to a submission."""
+
+    missing: tuple[int, ...]
+    reference: ReferenceInfo
+    decided: bool
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The features of some of a rank's rows, complete and checked against their checksums."""
+
+    job: str
+    super_batch_id: str
+    rank: int
+    positions: tuple[int, ...]
+    specs: Sequence[tensors_pb2.TensorSpec]
+    buffers: Sequence[Bytes]
+
+    def context(self) -> dict[str, str]:
+        """Returns the ids for errors."""
+        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
+
+
+class Submissions:
+    """Registers rows, tells what is lacking, and queues what is uploaded."""
+
+    def __init__(self, store: SuperBatchStore, cache: EmbeddingCache, jobs: Jobs, settings: SelectorSettings) -> None:
+        self._store = store
+        self._cache = cache
+        self._jobs = jobs
+        self._settings = settings
+
+    async def submit(
+        self, job_name: str, super_batch_id: str, rank: int, world_size: int, keys: tuple[str, ...]
+    ) -> Accepted:
+        """Registers one rank's rows and tells which of them have to be uploaded.
+
+        Raises:
+            InvalidField: If a value cannot be, or fewer distinct keys are there than the sub-batch needs.
+            JobUnknown, ReferenceUnavailable, QueueFull, Conflict, DeadLettered: As their names say.
+        """
+        spec = (await self._jobs.get(job_name)).spec
+        context = {"job": job_name, "super_batch_id": super_batch_id, "rank": str(rank)}
+        check_rank(rank, world_size, spec)
+        self._check_keys(keys, spec)
+        submission = Submission(
+            job=job_name,
+            super_batch_id=super_batch_id,
+            rank=rank,
+            world_size=world_size,
+            reference=await self._jobs.reference(spec.reference_model),
+            keys=keys,
+            digest=content_digest((), world_size, keys),
+        )
+        status = await self._store.submit(
+            submission, max_in_flight=spec.max_in_flight, ttl_s=spec.super_batch_ttl_s, now_s=time.time()
+        )
+        if status is SubmitStatus.DECIDED:
+            return await self._decided(submission)
+        self._refuse(status, submission, spec, context)
+        super_batch = await self._store.get_super_batch(job_name, super_batch_id)
+        if super_batch is None:
+            return await self._decided(submission)
+        missing = await self._missing(submission, super_batch) if spec.policy.scoring in _NEEDS_REFERENCE else ()
+        return Accepted(missing, super_batch.reference, decided=False)
+
+    async def upload(self, upload: Upload) -> int:
+        """Queues the features for scoring and returns how many examples were taken; all of them or none.
+
+        Raises:
+            InvalidField: If positions, names, datatypes or shapes are not what the reference model needs.
+            SuperBatchUnknown: If the rank did not submit this super-batch, or it is forgotten.
+            Conflict: If some of the rows were uploaded before with other content.
+            DeadLettered: If the super-batch was set aside.
+        """
+        context = upload.context()
+        digest = content_digest(upload.specs, upload.positions)
+        super_batch = await self._store.get_super_batch(upload.job, upload.super_batch_id)
+        submission = super_batch.submissions.get(upload.rank) if super_batch else None
+        if super_batch is None or submission is None:
+            return await self._upload_without_super_batch(upload)
+        self._check_upload(upload, len(submission.keys), super_batch.reference)
+        earlier = super_batch.uploads.get(upload.rank, {})
+        clash = {p for d, positions in earlier.items() if d != digest for p in positions} & set(upload.positions)
+        if clash:
+            raise Conflict(f"positions {sorted(clash)[:5]} were uploaded before with other content", context)
+        status = await self._store.add_upload(
+            upload.job,
+            upload.super_batch_id,
+            upload.rank,
+            digest=digest,
+            positions=upload.positions,
+            shards=self._shards(upload, submission, super_batch.reference, digest),
+        )
+        if status is UploadStatus.GONE:
+            return await self._upload_without_super_batch(upload)
+        return len(upload.positions)
+
+    def _check_keys(self, keys: tuple[str, ...], spec: JobSpec) -> None:
+        if not 1 <= len(keys) <= self._settings.max_rows_per_rank:
+            raise InvalidField(
+                f"example_keys holds {len(keys)} keys, expected 1 to {self._settings.max_rows_per_rank}",
+                field_name="example_keys",
+            )
+        for row, key in enumerate(keys):
+            if not 1 <= len(key.encode()) <= _MAX_KEY_BYTES:
+                raise InvalidField(
+                    f"example_keys[{row}] is {len(key.encode())} bytes long, expected 1 to {_MAX_KEY_BYTES}",
+                    field_name=f"example_keys[{row}]",
+                )
+        if spec.world_size > 1:  # only all ranks together know the super-batch
+            return
+        try:
+            needed = policy_of(spec.policy).resolve_sub_batch_size(len(keys))
+        except ValueError as error:
+            raise InvalidField(f"example_keys: {error}", field_name="example_keys") from error
+        if len(set(keys)) < needed:
+            raise InvalidField(
+                f"example_keys holds {len(set(keys))} distinct keys, expected at least the sub-batch ({needed}): "
+                "at most one of the rows with equal keys can be chosen",
+                field_name="example_keys",
+            )
+
+    def _refuse(self, status: SubmitStatus, submission: Submission, spec: JobSpec, context: dict[str, str]) -> None:
+        if status is SubmitStatus.CONFLICT:
+            raise Conflict(
+                f"rank {submission.rank} submitted super-batch {submission.super_batch_id!r} of job "
+                f"{submission.job!r} before with other keys or another world size; every super-batch needs its own id",
+                context,
+            )
+        if status is SubmitStatus.QUEUE_FULL:
+            raise QueueFull(
+                f"job {submission.job!r} has {spec.max_in_flight} super-batches in flight, its limit (max_in_flight)",
+                context,
+                retry_after_s=QUEUE_FULL_RETRY_S,
+            )
+        if status is SubmitStatus.DEAD:
+            raise DeadLettered(f"super-batch {submission.super_batch_id!r} was set aside", context)
+
+    async def _decided(self, submission: Submission) -> Accepted:
+        decision = await self._store.get_decision(submission.job, submission.super_batch_id)
+        context = {"job": submission.job, "super_batch_id": submission.super_batch_id, "rank": str(submission.rank)}
+        if decision is None:
+            raise SuperBatchUnknown(f"super-batch {submission.super_batch_id!r} is forgotten", context)
+        if decision.submission_digests.get(submission.rank) != submission.digest:
+            raise Conflict(
+                f"super-batch {submission.super_batch_id!r} of job {submission.job!r} was decided with other keys",
+                context,
+            )
+        return Accepted((), submission.reference, decided=True)
+
+    async def _missing(self, submission: Submission, super_batch: SuperBatch) -> tuple[int, ...]:
+        """Returns the first row of each key that is neither cached nor uploaded."""
+        uploaded = super_batch.uploads.get(submission.rank, {})
+        known = {submission.keys[p] for positions in uploaded.values() for p in positions}
+        first_rows: dict[str, int] = {}
+        for row, key in enumerate(submission.keys):
+            if key not in known:
+                first_rows.setdefault(key, row)
+        cached = await self._cache.get(super_batch.reference, list(first_rows))
+        return tuple(row for row, value in zip(first_rows.values(), cached, strict=True) if value is None)
+
+    def _check_upload(self, upload: Upload, rows: int, reference: ReferenceInfo) -> None:
+        positions = np.asarray(upload.positions, np.int64)
+        if not positions.size or positions[-1] >= rows or (np.diff(positions) <= 0).any():
+            raise InvalidField(
+                f"positions {_shorten(upload.positions)} are not right: "
+                f"expected one or more, ascending, without repeats, below {rows}",
+                upload.context(),
+                field_name="positions",
+            )
+        inputs = {i.name: i for i in reference.inputs}
+        names = [spec.name for spec in upload.specs]
+        if sorted(names) != sorted(inputs):
+            raise InvalidField(
+                f"tensors are {sorted(names)}, expected {sorted(inputs)}: the inputs of {reference.name!r}",
+                upload.context(),
+                field_name="tensors",
+            )
+        for spec in upload.specs:
+            expected = inputs[spec.name]
+            if spec.datatype != expected.datatype:
+                raise InvalidField(
+                    f"tensors[{spec.name}].datatype is {spec.datatype}, expected {expected.datatype}",
+                    upload.context(),
+                    field_name=f"tensors[{spec.name}].datatype",
+                )
+            wanted = (len(upload.positions), *expected.shape)
+            if len(spec.shape) != len(wanted) or any(w not in (-1, s) for w, s in zip(wanted, spec.shape, strict=True)):
+                raise InvalidField(
+                    f"tensors[{spec.name}].shape is {list(spec.shape)}, expected {list(wanted)}",
+                    upload.context(),
+                    field_name=f"tensors[{spec.name}].shape",
+                )
+
+    def _shards(self, upload: Upload, submission: Submission, reference: ReferenceInfo, digest: str) -> list[Shard]:
+        arrays = {
+            spec.name: (spec, as_numpy(spec, data)) for spec, data in zip(upload.specs, upload.buffers, strict=True)
+        }
+        size = self._settings.shard_examples
+        return [
+            Shard(
+                shard_id=f"{upload.rank}-{digest[:16]}-{start // size}",
+                job=upload.job,
+                super_batch_id=upload.super_batch_id,
+                reference_model=reference.name,
+                reference_version=reference.version,
+                keys=tuple(submission.keys[p] for p in upload.positions[start : start + size]),
+                features=_pack({n: (s.datatype, a[start : start + size]) for n, (s, a) in arrays.items()}),
+            )
+            for start in range(0, len(upload.positions), size)
+        ]
+
+    async def _upload_without_super_batch(self, upload: Upload) -> int:
+        if await self._store.get_decision(upload.job, upload.super_batch_id):
+            return len(upload.positions)
+        await self._jobs.get(upload.job)
+        raise await gone(self._store, upload.job, upload.super_batch_id, upload.rank)
+
+
+def check_rank(rank: int, world_size: int, spec: JobSpec) -> None:
+    """Refuses ranks that the job does not have.
+
+    Raises:
+        InvalidField: If ``world_size`` is not the job's or ``rank`` lies outside it.
+    """
+    if world_size != spec.world_size:
+        raise InvalidField(
+            f"world_size is {world_size}, job {spec.name!r} was created with {spec.world_size}", field_name="world_size"
+        )
+    if rank >= world_size:
+        raise InvalidField(f"rank is {rank}, expected 0 to {world_size - 1}", field_name="rank")
+
+
+async def gone(store: SuperBatchStore, job: str, super_batch_id: str, rank: int) -> DeadLettered | SuperBatchUnknown:
+    """Returns the error that tells why a super-batch is not in flight."""
+    context = {"job": job, "super_batch_id": super_batch_id, "rank": str(rank)}
+    letter = await store.get_dead_letter(job, super_batch_id)
+    if letter is not None:
+        return DeadLettered(
+            f"super-batch {super_batch_id!r} of job {job!r} was set aside: {letter.reason}: {letter.detail}", context
+        )
+    return SuperBatchUnknown(
+        f"rank {rank} did not submit super-batch {super_batch_id!r} of job {job!r}; submit it first", context
+    )
+
+
+def _pack(arrays: dict[str, tuple[str, Any]]) -> bytes:
+    description = {
+        "tensors": [{"name": n, "datatype": datatype, "shape": a.shape} for n, (datatype, a) in arrays.items()]
+    }
+    return records.pack(
+        description, *(np.ascontiguousarray(a).view(np.uint8).reshape(-1).data for _, a in arrays.values())
+    )
+
+
+def _shorten(positions: Sequence[int]) -> str:
+    return str(list(positions)) if len(positions) <= 8 else f"[{', '.join(map(str, positions[:8]))}, …]"

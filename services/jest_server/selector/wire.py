@@ -1,0 +1,132 @@
+"""Between the contract's messages and the server's vocabulary; unset fields become the contract's defaults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import ValidationError
+
+from jest_proto.v1 import jobs_pb2 as pb
+from jest_server.errors import InvalidField
+from jest_server.model import JobSpec, PolicySpec
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
+    from jest_server.model import Counters, Job, ReferenceInfo
+
+_POLICY_ENUMS: dict[str, tuple[Any, str]] = {
+    "scoring": (pb.Scoring, "SCORING_"),
+    "loss": (pb.Loss, "LOSS_"),
+    "normalization": (pb.Normalization, "NORMALIZATION_"),
+    "sampler": (pb.Sampler, "SAMPLER_"),
+    "placement": (pb.Placement, "PLACEMENT_"),
+}
+
+
+def job_spec_from_wire(message: pb.JobSpec) -> JobSpec:
+    """Reads a job's spec.
+
+    Raises:
+        InvalidField: For the first field that cannot be.
+    """
+    policy: dict[str, Any] = {
+        field: _name_of(enum, prefix, getattr(message.policy, field), f"policy.{field}")
+        for field, (enum, prefix) in _POLICY_ENUMS.items()
+        if getattr(message.policy, field)
+    }
+    size = message.policy.WhichOneof("size")
+    if size is None:
+        raise InvalidField(
+            "policy.size is not set, expected sub_batch_size or filter_ratio", field_name="spec.policy.size"
+        )
+    policy[size] = getattr(message.policy, size)
+    policy |= {
+        field: getattr(message.policy, field) for field in ("num_chunks", "gain") if message.policy.HasField(field)
+    }
+    spec: dict[str, Any] = {
+        "name": message.name,
+        "reference_model": message.reference_model,
+        "policy": policy,
+        "seed": message.seed,
+    }
+    spec |= {field: getattr(message, field) for field in ("world_size", "max_in_flight") if message.HasField(field)}
+    for field in ("reference_timeout", "super_batch_ttl"):
+        if message.HasField(field):
+            spec[f"{field}_s"] = getattr(message, field).ToNanoseconds() / 1e9
+    if message.fallback:
+        spec["fallback"] = _name_of(pb.Fallback, "FALLBACK_", message.fallback, "fallback")
+    try:
+        return JobSpec.model_validate(spec)
+    except ValidationError as error:
+        raise invalid_field(error, prefix="spec") from error
+
+
+def invalid_field(error: ValidationError, *, prefix: str) -> InvalidField:
+    """Names the first field that pydantic found wrong, with its value and what was expected."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join((prefix, *map(str, first["loc"])))
+    return InvalidField(f"{field} is {first['input']!r}: {first['msg']}", field_name=field)
+
+
+def job_to_wire(job: Job, reference: ReferenceInfo | None, counters: Counters) -> pb.Job:
+    """Renders a job with what is known of it now."""
+    spec = job.spec
+    return pb.Job(
+        spec=pb.JobSpec(
+            name=spec.name,
+            reference_model=spec.reference_model,
+            policy=_policy_to_wire(spec.policy),
+            world_size=spec.world_size,
+            seed=spec.seed,
+            fallback=fallback_to_wire(spec.fallback),
+            reference_timeout=duration(spec.reference_timeout_s),
+            max_in_flight=spec.max_in_flight,
+            super_batch_ttl=duration(spec.super_batch_ttl_s),
+        ),
+        created_at=_timestamp(job.created_at_s),
+        reference=None if reference is None else reference_to_wire(reference),
+        counters=pb.JobCounters(**counters.model_dump()),
+    )
+
+
+def reference_to_wire(reference: ReferenceInfo) -> pb.ReferenceModel:
+    """Renders what the reference model's configuration says."""
+    fields = reference.model_dump(exclude={"inputs"})
+    inputs = [pb.ReferenceInput(name=i.name, datatype=i.datatype, shape=i.shape) for i in reference.inputs]
+    return pb.ReferenceModel(**fields, inputs=inputs)
+
+
+def fallback_to_wire(fallback: str | None) -> pb.Fallback.ValueType:
+    """Renders a fallback's name; None is FALLBACK_UNSPECIFIED."""
+    return pb.Fallback.Value(f"FALLBACK_{(fallback or 'unspecified').upper()}")
+
+
+def duration(seconds: float) -> Duration:
+    """Renders seconds."""
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    message = Timestamp()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def _policy_to_wire(policy: PolicySpec) -> pb.SelectionPolicy:
+    fields = policy.model_dump(exclude_none=True)
+    for field, (enum, prefix) in _POLICY_ENUMS.items():
+        fields[field] = enum.Value(f"{prefix}{fields[field].upper()}")
+    return pb.SelectionPolicy(**fields)
+
+
+def _name_of(enum: EnumTypeWrapper | Any, prefix: str, value: int, field: str) -> str:
+    names = {number: name for name, number in enum.items()}
+    if value not in names:
+        known = ", ".join(name for number, name in sorted(names.items()) if number)
+        raise InvalidField(f"spec.{field} is {value}, expected one of {known}", field_name=f"spec.{field}")
+    return str(names[value].removeprefix(prefix).lower())

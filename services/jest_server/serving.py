@@ -1,0 +1,175 @@
+"""The life of a process with a gRPC port: start, serve until told to stop, drain, end.
+
+Health is answered for the whole server ("") and for each service; reflection lists them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from jest_server import errors
+from jest_server.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from jest_server.metrics import RpcMetrics
+    from jest_server.settings import ProcessSettings
+
+ERROR_DOMAIN = "jest.v1"
+_DETAILS_KEY = "grpc-status-details-bin"
+_log = get_logger()
+
+
+def status_of(error: errors.JestServerError) -> status_pb2.Status:
+    """Renders an error as google.rpc.Status with ErrorInfo and, where they apply, BadRequest and RetryInfo."""
+    status = status_pb2.Status(code=getattr(code_pb2, error.code.name), message=error.message)
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
+    ]
+    if isinstance(error, errors.InvalidField):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field_name, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what a use case raises into the call's status, and counts every call."""
+
+    def __init__(self, metrics: RpcMetrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wraps handlers that give one answer; streams of answers (health, reflection) pass as they are."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or handler.response_streaming or not method.startswith("/jest."):
+            return handler
+        serializers = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._guard(method, handler.stream_unary), **serializers)
+        return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **serializers)
+
+    def _guard(self, method: str, behaviour: Any) -> Any:
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            started = time.perf_counter()
+            code = grpc.StatusCode.OK
+            try:
+                return await behaviour(request, context)
+            except errors.JestServerError as error:
+                code = error.code
+                _log.info("call refused", method=method, reason=error.reason, message=error.message)
+                await _abort(context, error)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception:  # noqa: BLE001 - the last line of defence: logged here, told to the caller as INTERNAL
+                code = grpc.StatusCode.INTERNAL
+                _log.exception("call failed", method=method)
+                await _abort(context, errors.JestServerError("internal error; the server's log has the details"))
+            finally:
+                self._metrics.duration.labels(method, code.name).observe(time.perf_counter() - started)
+
+        return guarded
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.JestServerError) -> None:
+    details = ((_DETAILS_KEY, status_of(error).SerializeToString()),)
+    await context.abort(error.code, error.message, trailing_metadata=details)
+
+
+class GrpcServer:
+    """A gRPC server with health and reflection, not serving before ``ready`` is called."""
+
+    def __init__(self, settings: ProcessSettings, metrics: RpcMetrics, *, max_message_bytes: int = 4 << 20) -> None:
+        self._settings = settings
+        self._health = health.aio.HealthServicer()
+        self._services: list[str] = []
+        self.server = grpc.aio.server(
+            interceptors=[ErrorInterceptor(metrics)],
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+
+    async def start(self, services: Sequence[str]) -> int:
+        """Opens the port, says NOT_SERVING for every service, and returns the port's number."""
+        self._services = ["", *services]
+        await self.set_ready(ready=False)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
+        port = self.server.add_insecure_port(self._settings.listen)
+        await self.server.start()
+        return port
+
+    async def set_ready(self, *, ready: bool) -> None:
+        """Tells health checkers whether calls can be answered now."""
+        status = health_pb2.HealthCheckResponse
+        for service in self._services:
+            await self._health.set(service, status.SERVING if ready else status.NOT_SERVING)
+
+    async def drain(self) -> None:
+        """Says NOT_SERVING, waits for load balancers to notice, lets calls in hand finish, and closes the port."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self._settings.drain_delay_s)
+        await self.server.stop(self._settings.grace_s)
+
+
+async def until_told_to_stop() -> None:
+    """Returns on the first SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+@asynccontextmanager
+async def background(*jobs: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Runs each job until the block ends; a job that ends or fails before that brings the whole block down."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_endless(job)) for job in jobs]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+async def _endless(job: Callable[[], Awaitable[None]]) -> None:
+    await job()
+    raise RuntimeError(f"{job!r} ended, expected to run until cancelled")
+
+
+async def every(interval_s: float, action: Callable[[], Awaitable[None]], *, name: str) -> None:
+    """Repeats an action for ever; a failure is logged and the next turn tries again."""
+    while True:
+        try:
+            await action()
+        except errors.JestServerError as error:
+            _log.warning("periodic action failed", action=name, message=error.message)
+        await asyncio.sleep(interval_s)

@@ -1,0 +1,75 @@
+"""All settings, read from the environment (prefix ``JEST_``) and nowhere else; command-line options override them."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path  # noqa: TC003 - pydantic needs it at run time
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ProcessSettings(BaseSettings):
+    """What every server process needs."""
+
+    model_config = SettingsConfigDict(env_prefix="JEST_", extra="ignore", frozen=True)
+
+    queue_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    """Redis for jobs, queue and decisions. Must not evict."""
+    cache_url: str = Field(default="redis://127.0.0.1:6379/1", repr=False)
+    """Redis for reference embeddings. May evict."""
+    listen: str = "127.0.0.1:50051"
+    """Host and port of the gRPC server; port 0 takes a free one."""
+    metrics_listen: str = "127.0.0.1:9101"
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_delay_s: float = Field(default=0.5, ge=0)
+    """How long to answer calls after health says NOT_SERVING, so that load balancers notice."""
+    grace_s: float = Field(default=10.0, gt=0)
+    """How long work in hand may go on after that."""
+
+
+class SelectorSettings(ProcessSettings):
+    """The selector's own."""
+
+    max_message_bytes: int = Field(default=4 << 20, ge=2 << 20)
+    max_rows_per_rank: int = Field(default=262_144, ge=1)
+    max_tensor_bytes: int = Field(default=1 << 30, ge=1)
+    """Largest sum of one call's tensors."""
+    max_held_bytes: int = Field(default=4 << 30, ge=1)
+    """Learner outputs held for selections that are not decided yet, all jobs together."""
+    max_world_size: int = Field(default=4096, ge=1)
+    shard_examples: int = Field(default=128, ge=1)
+    """Uploads are cut into shards of this many examples, the unit that a scorer takes."""
+    decision_keep_s: float = Field(default=7 * 86400.0, gt=0)
+    compute_threads: int = Field(default=1, ge=1)
+    """Selections computed at the same time; each uses all of torch's threads."""
+    device: str = "auto"
+    """Where selections are computed: "auto" takes CUDA if there is one."""
+    sweep_interval_s: float = Field(default=5.0, gt=0)
+
+
+class ScorerSettings(ProcessSettings):
+    """The scorer's own."""
+
+    listen: str = "127.0.0.1:50052"
+    metrics_listen: str = "127.0.0.1:9102"
+    reference_model: str = "jest_reference"
+    reference_backend: Literal["triton", "in_process"] = "triton"
+    triton_url: str = "127.0.0.1:8001"
+    model_repository: Path | None = None
+    """Only for the in_process backend."""
+    consumer: str = Field(default_factory=lambda: f"{socket.gethostname()}")
+    """Name of this scorer in the queue's consumer group; unique among live scorers."""
+    concurrent_shards: int = Field(default=2, ge=1)
+    microbatch: int = Field(default=64, ge=1)
+    concurrent_inferences: int = Field(default=4, ge=1)
+    inference_timeout_s: float = Field(default=30.0, gt=0)
+    reclaim_idle_s: float = Field(default=10.0, gt=0)
+    """A shard that its scorer has not touched for so long is taken over."""
+    max_deliveries: int = Field(default=5, ge=1)
+    """A shard that was taken over more often than this is dead-lettered with its super-batch."""
+    max_attempts: int = Field(default=3, ge=1)
+    """Failures of one shard, while the reference model works for others, before it is dead-lettered."""
+    announce_interval_s: float = Field(default=3.0, gt=0)
