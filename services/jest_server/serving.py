@@ -141,13 +141,13 @@ class GrpcServer:
         await self.server.stop(self._settings.grace_s)
 
 
-async def until_told_to_stop() -> None:
-    """Returns on the first SIGTERM or SIGINT."""
+def stop_on_signals() -> asyncio.Event:
+    """Returns an event that the first SIGTERM or SIGINT sets; to be called inside the running loop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
 
 
 @asynccontextmanager

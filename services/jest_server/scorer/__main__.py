@@ -28,8 +28,9 @@ async def serve(
     cache: EmbeddingCache,
     model: ReferenceModel,
     counts: metrics.ScorerMetrics,
+    stop: asyncio.Event,
 ) -> None:
-    """Runs the scorer on the given store, cache and model until it is told to stop, then drains."""
+    """Runs the scorer on the given store, cache and model until ``stop`` is set, then drains."""
     worker = Worker(store, cache, model, settings, counts)
     server = serving.GrpcServer(settings, counts.rpc)
 
@@ -45,7 +46,7 @@ async def serve(
         partial(serving.every, settings.reclaim_idle_s / 4, worker.take_over, name="take over"),
         worker.run,
     ):
-        await serving.until_told_to_stop()
+        await stop.wait()
     _log.info("scorer drains")
     await asyncio.gather(server.drain(), worker.drain())
     await model.close()
@@ -65,12 +66,12 @@ def main(settings: ScorerSettings | None = None) -> None:
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
         cache = RedisEmbeddingCache.from_url(settings.cache_url)
-        await serve(settings, store, cache, _model(settings, counts), counts)
+        await serve(settings, store, cache, reference_model(settings, counts), counts, serving.stop_on_signals())
 
     asyncio.run(run())
 
 
-def _model(settings: ScorerSettings, counts: metrics.ScorerMetrics) -> ReferenceModel:
+def reference_model(settings: ScorerSettings, counts: metrics.ScorerMetrics) -> ReferenceModel:
     raise NotImplementedError
 
 

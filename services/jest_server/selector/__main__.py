@@ -32,8 +32,8 @@ SERVICES = tuple(
 _log = logs.get_logger()
 
 
-async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: EmbeddingCache) -> None:
-    """Runs the selector on the given store and cache until it is told to stop, then drains."""
+async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: EmbeddingCache, stop: asyncio.Event) -> None:
+    """Runs the selector on the given store and cache until ``stop`` is set, then drains."""
     registry = CollectorRegistry()
     counts = metrics.SelectorMetrics(registry)
     assemblies = Assemblies(max_held_bytes=settings.max_held_bytes)
@@ -77,7 +77,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
         partial(serving.every, settings.sweep_interval_s, selections.sweep, name="sweep"),
         partial(serving.every, 1.0, watch, name="watch"),
     ):
-        await serving.until_told_to_stop()
+        await stop.wait()
         _log.info("selector drains")
         await server.drain()
     await selections.close()
@@ -95,7 +95,7 @@ def main(settings: SelectorSettings | None = None) -> None:
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
         cache = RedisEmbeddingCache.from_url(settings.cache_url)
-        await serve(settings, store, cache)
+        await serve(settings, store, cache, serving.stop_on_signals())
 
     asyncio.run(run())
 

@@ -1,0 +1,142 @@
+"""The door: what a caller passes is checked here, once, and turned into the tensors that the method works on.
+
+Shapes: B = super-batch, b = sub-batch, W = ranks.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from jest_core.policy import SelectionPolicy, require_positive_int
+from jest_core.sampling import CandidatePool
+from jest_core.types import Embeddings
+
+SignedModels = list[tuple[Embeddings, int]]
+
+# S is the sum of sign * loss over the models: (sign of the learner, sign of the reference).
+_SIGNS = {
+    "learnability": (1, -1),
+    "easy_reference": (0, -1),
+    "hard_learner": (1, 0),
+    "uniform": (0, 0),
+}
+
+
+def signed_models(learner: Embeddings | None, reference: Embeddings | None, policy: SelectionPolicy) -> SignedModels:
+    """The models that the scoring needs, each with the sign of its loss in S."""
+    given = zip(("learner", "reference"), (learner, reference), _SIGNS[policy.scoring], strict=True)
+    models = []
+    for name, embeddings, sign in given:
+        if sign == 0:
+            continue
+        if embeddings is None:
+            raise ValueError(f"{name} is None, but scoring {policy.scoring!r} needs its embeddings")
+        models.append((embeddings, sign))
+    devices = {str(embeddings.image.device) for embeddings, _ in models}
+    if len(devices) > 1:
+        raise ValueError(f"learner and reference must be on one device, not on {' and '.join(sorted(devices))}")
+    return models
+
+
+def resolve_super_batch_size(
+    learner: Embeddings | None, reference: Embeddings | None, super_batch_size: int | None
+) -> int:
+    """B, on which everything that was given must agree."""
+    sizes: dict[str, int] = {}
+    for name, embeddings in (("learner", learner), ("reference", reference)):
+        if embeddings is not None:
+            sizes[name] = len(embeddings)
+    if super_batch_size is not None:
+        require_positive_int("super_batch_size", super_batch_size)
+        sizes["super_batch_size"] = super_batch_size
+    if not sizes:
+        raise ValueError("super_batch_size must be given when there are no embeddings")
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} ({size})" for name, size in sizes.items())
+        raise ValueError(f"the number of rows must be the same everywhere: {found}")
+    return next(iter(sizes.values()))
+
+
+def candidate_pool(
+    policy: SelectionPolicy,
+    size: int,
+    example_keys: Sequence[Hashable] | Tensor | None,
+    rank_of_row: Tensor | None,
+    device: torch.device,
+) -> CandidatePool:
+    """All rows, ready to be chosen from, once it is sure that the sub-batch can be filled."""
+    sub_batch_size = policy.resolve_sub_batch_size(size)
+    codes_B, num_keys = _key_codes(example_keys, size)
+    ranks_B, world_size = _ranks(rank_of_row, size)
+    if num_keys < sub_batch_size:
+        raise ValueError(
+            f"the super-batch ({size} rows) has {num_keys} distinct example keys, "
+            f"fewer than the sub-batch ({sub_batch_size})"
+        )
+    if policy.placement == "global":
+        ranks_B, world_size = torch.zeros_like(ranks_B), 1
+    share, rest = divmod(sub_batch_size, world_size)
+    if rest:
+        raise ValueError(
+            f"the sub-batch ({sub_batch_size}) must be divisible by the number of ranks ({world_size}) under placement "
+            f"'per_rank': choose {sub_batch_size - rest} or {sub_batch_size - rest + world_size}, or placement 'global'"
+        )
+    pool = CandidatePool(codes_B.to(device), num_keys, ranks_B.to(device), world_size)
+    pool.require_enough([share] * world_size)
+    return pool
+
+
+def chosen_rows(chosen: Sequence[int] | Tensor, size: int) -> Tensor:
+    """`chosen` as int64, if it is a set of rows of the super-batch."""
+    rows = torch.as_tensor(chosen) if len(chosen) else torch.empty(0, dtype=torch.int64)
+    if rows.ndim != 1 or rows.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"chosen must be a list of row numbers, not {rows.dtype} of shape {list(rows.shape)}")
+    outside = rows[(rows < 0) | (rows >= size)]
+    if len(outside):
+        raise ValueError(f"chosen holds row {int(outside[0])}, outside the super-batch of {size} rows")
+    if len(torch.unique(rows)) < len(rows):
+        raise ValueError("chosen must not hold a row twice")
+    return rows.long()
+
+
+def _key_codes(example_keys: Sequence[Hashable] | Tensor | None, size: int) -> tuple[Tensor, int]:
+    """int64 [B], equal for equal keys and from 0 upwards without a gap; and how many there are."""
+    if example_keys is None:
+        return torch.arange(size), size
+    if isinstance(example_keys, str | bytes):
+        raise ValueError("example_keys must hold one key for each row, not be a single string")  # noqa: TRY004 - bad input is always ValueError
+    if isinstance(example_keys, Tensor):
+        _require_int64_column("example_keys", example_keys, size)
+        keys, codes_B = torch.unique(example_keys, return_inverse=True)
+        return codes_B, len(keys)
+    if len(example_keys) != size:
+        raise ValueError(f"example_keys has {len(example_keys)} keys for a super-batch of {size} rows")
+    codes: dict[Hashable, int] = {}
+    try:
+        codes_B = torch.tensor([codes.setdefault(key, len(codes)) for key in example_keys])
+    except TypeError as error:
+        raise ValueError(f"example_keys must be hashable: {error}") from error
+    return codes_B, len(codes)
+
+
+def _ranks(rank_of_row: Tensor | None, size: int) -> tuple[Tensor, int]:
+    """int64 [B] and the number of ranks W."""
+    if rank_of_row is None:
+        return torch.zeros(size, dtype=torch.int64), 1
+    _require_int64_column("rank_of_row", rank_of_row, size)
+    present = torch.unique(rank_of_row).tolist()
+    if present != list(range(len(present))):
+        raise ValueError(f"rank_of_row must hold every rank from 0 to W - 1, not {_abridged(present)}")
+    return rank_of_row, len(present)
+
+
+def _require_int64_column(name: str, values: object, size: int) -> None:
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(values).__name__}")  # noqa: TRY004 - as above
+    if values.shape != (size,) or values.dtype != torch.int64:
+        raise ValueError(f"{name} must be int64 of shape [{size}], not {values.dtype} of shape {list(values.shape)}")
+
+
+def _abridged(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, ...]"

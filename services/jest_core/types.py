@@ -1,0 +1,104 @@
+"""What goes into a selection and what comes out of it: one model's embeddings, and the chosen positions.
+
+Shapes: B = super-batch, b = sub-batch, N = chunks, D = embedding width.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+EMBEDDING_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """One model's view of a super-batch: image and text [B, D], and the scale and bias of its pair logits.
+
+    The pair logit of image i and text j is `scale * <image_i, text_j> + bias`. Rows are used as they are:
+    whoever embeds them normalises them. `scale` is the multiplier itself (already exponentiated), and models
+    without a bias leave it at zero. Tensors of one element are accepted for both and become floats.
+
+    Raises:
+        ValueError: the tensors disagree in shape, dtype or device, hold NaN or Inf, or the scale or the
+            bias is out of range.
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: float
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "bias"):
+            object.__setattr__(self, name, _as_float(name, getattr(self, name)))
+        if self.scale <= 0:
+            raise ValueError(f"scale ({self.scale}) must be larger than 0")
+        _require_matrix("image", self.image)
+        _require_matrix("text", self.text)
+        for attribute in ("shape", "dtype", "device"):
+            ours, theirs = getattr(self.image, attribute), getattr(self.text, attribute)
+            if ours != theirs:
+                raise ValueError(f"image and text must have the same {attribute}: {_show(ours)} and {_show(theirs)}")
+        _require_finite("image", self.image)
+        _require_finite("text", self.text)
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def to(self, device: torch.device | str) -> "Embeddings":
+        """The same embeddings on another device."""
+        return replace(self, image=self.image.to(device), text=self.text.to(device))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """A chosen sub-batch.
+
+    Attributes:
+        positions: int64 [b] on the CPU, rows of the super-batch in order of choice, no row twice.
+        chunk_boundaries: N + 1 offsets into `positions`, from 0 to b; chunk n is what lies between offsets
+            n and n + 1.
+        perplexity: for each chunk, the exponential of the Shannon entropy (nats) of the softmax over the rows
+            that could still be chosen: how many rows the sampler really chose among. Near 1, it is greedy.
+    """
+
+    positions: Tensor
+    chunk_boundaries: tuple[int, ...]
+    perplexity: tuple[float, ...]
+
+
+def _as_float(name: str, value: object) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a single number, not a tensor of shape {_show(value.shape)}")
+        value = value.detach().item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} ({value!r}) must be a number")  # noqa: TRY004 - bad input is always ValueError
+    if not math.isfinite(value):
+        raise ValueError(f"{name} ({value}) must be finite")
+    return float(value)
+
+
+def _require_matrix(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")  # noqa: TRY004 - as above
+    if tensor.ndim != 2 or tensor.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty matrix [B, D], not of shape {_show(tensor.shape)}")
+    if tensor.dtype not in EMBEDDING_DTYPES:
+        accepted = ", ".join(_show(dtype) for dtype in EMBEDDING_DTYPES)
+        raise ValueError(f"{name} must have one of the dtypes {accepted}, not {_show(tensor.dtype)}")
+
+
+def _require_finite(name: str, matrix: Tensor) -> None:
+    # The extremes of a row carry its NaN and Inf, and need B values where isfinite() needs B x D.
+    lowest, highest = torch.aminmax(matrix.detach(), dim=1)
+    finite = lowest.isfinite() & highest.isfinite()
+    if not bool(finite.all()):
+        row = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"{name} must be finite: row {row} holds NaN or Inf")
+
+
+def _show(value: object) -> str:
+    return str(list(value)) if isinstance(value, torch.Size) else str(value).removeprefix("torch.")
