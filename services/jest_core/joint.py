@@ -6,8 +6,7 @@ Products are float32 under the process's `torch.set_float32_matmul_precision`. E
 in TF32 as well, so TF32 matters for float32 embeddings only.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 import torch
@@ -58,7 +57,7 @@ def select_sub_batch(
     sub_batch_size = policy.resolve_sub_batch_size(size)
     device = models[0][0].image.device if models else torch.device("cpu")
     pool = candidate_pool(policy, size, example_keys, rank_of_row, device)
-    with _plain_arithmetic(device):
+    with torch.no_grad():
         return _grow(models, policy, pool, chunk_boundaries(sub_batch_size, policy.num_chunks), seed)
 
 
@@ -85,7 +84,7 @@ def conditional_logits(
         return torch.zeros(size)
     device = models[0][0].image.device
     rows_B = torch.arange(size, device=device)
-    with _plain_arithmetic(device):
+    with torch.no_grad():
         scores = SigmoidScores(models, max_chosen=len(chosen_c))
         scores.add_chosen(chosen_c.to(device), rows_B)
         return _logits(scores.sums(rows_B), policy, len(chosen_c))
@@ -131,10 +130,3 @@ def _logits(sums: Tensor, policy: SelectionPolicy, num_chosen: int) -> Tensor:
     if not bool(logits.isfinite().all()):
         raise ValueError("logits overflow float32: the embeddings, a scale, a bias or the gain are too large")
     return logits
-
-
-@contextmanager
-def _plain_arithmetic(device: torch.device) -> Iterator[None]:
-    """No gradients, and none of the 16-bit products that a trainer's autocast would make of ours."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield

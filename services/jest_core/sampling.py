@@ -106,11 +106,9 @@ class CandidatePool:
         self._is_open_B &= ~is_taken_key[self._key_codes_B]
 
     def _out_of_rows(self, keys: Tensor, ranks: Tensor, quotas: list[int]) -> ValueError:
-        for rank, need in enumerate(quotas):
-            have = len(torch.unique(keys[ranks == rank]))
-            if have < need:
-                return ValueError(_shortage(rank, have, need))
-        raise AssertionError("some rank is short of rows")
+        distinct = (len(torch.unique(keys[ranks == rank])) for rank in range(self.world_size))
+        shortages = zip(range(self.world_size), distinct, quotas, strict=True)
+        return ValueError(_shortage(*next(shortage for shortage in shortages if shortage[1] < shortage[2])))
 
 
 class _RankClaims:

@@ -54,12 +54,11 @@ class SigmoidScores:
         Rows that can no longer be chosen need no scores, and leaving them out saves their products.
         """
         for chosen_c in _slices(chosen, self._columns):
-            for terms in self._terms:
-                terms.load_chosen(chosen_c)
+            partners = [terms.gather_partners(chosen_c) for terms in self._terms]
             for rows_R in _slices(rows, TILE_ROWS):
                 sums_R = self._tile_sums_R[: len(rows_R)].zero_()
-                for terms in self._terms:
-                    terms.add_to(sums_R, rows_R)
+                for terms, (texts_cD, images_cD) in zip(self._terms, partners, strict=True):
+                    terms.add_to(sums_R, rows_R, texts_cD, images_cD)
                 self._sums_B.index_add_(0, rows_R, sums_R)
             for terms in self._terms:
                 self._sums_B.index_add_(0, chosen_c, terms.matching_corrections(chosen_c))
@@ -70,7 +69,7 @@ class _ModelTerms:
 
     def __init__(self, embeddings: Embeddings, sign: int, tile: Tensor, columns: int) -> None:
         image_BD, text_BD = embeddings.image.detach(), embeddings.text.detach()
-        rows, width = tile.numel() // columns, image_BD.shape[1]
+        rows = tile.numel() // columns
         self._image_BD, self._text_BD = image_BD, text_BD
         self._scale, self._sign = embeddings.scale, sign
         self._tile = tile
@@ -79,7 +78,6 @@ class _ModelTerms:
         self._row_sums_R = tile.new_empty(rows)
         self._rows = _RowBuffer(image_BD, rows)
         self._chosen_images, self._chosen_texts = _RowBuffer(image_BD, columns), _RowBuffer(text_BD, columns)
-        self._chosen_image_cD = self._chosen_text_cD = tile.new_empty(0, width)
         self._matching_logits_B = _matching_logits(embeddings)
 
     def matching_scores(self) -> Tensor:
@@ -93,17 +91,20 @@ class _ModelTerms:
         """
         return (-2 * self._sign) * self._matching_logits_B[chosen_c].double()
 
-    def load_chosen(self, chosen_c: Tensor) -> None:
-        self._chosen_image_cD = self._chosen_images.gather(self._image_BD, chosen_c)
-        self._chosen_text_cD = self._chosen_texts.gather(self._text_BD, chosen_c)
+    def gather_partners(self, chosen_c: Tensor) -> tuple[Tensor, Tensor]:
+        """The chosen rows' texts, for all images to meet, and images, for all texts; valid until the next call."""
+        texts_cD = self._chosen_texts.gather(self._text_BD, chosen_c)
+        return texts_cD, self._chosen_images.gather(self._image_BD, chosen_c)
 
-    def add_to(self, sums_R: Tensor, rows_R: Tensor) -> None:
-        self._add_direction(sums_R, self._rows.gather(self._image_BD, rows_R), self._chosen_text_cD)
-        self._add_direction(sums_R, self._rows.gather(self._text_BD, rows_R), self._chosen_image_cD)
+    def add_to(self, sums_R: Tensor, rows_R: Tensor, texts_cD: Tensor, images_cD: Tensor) -> None:
+        """Add to each row's sum its losses with the chosen rows, S_ik through its image and S_ki through its text."""
+        self._add_direction(sums_R, self._rows.gather(self._image_BD, rows_R), texts_cD)
+        self._add_direction(sums_R, self._rows.gather(self._text_BD, rows_R), images_cD)
 
     def _add_direction(self, sums_R: Tensor, rows_RD: Tensor, chosen_cD: Tensor) -> None:
         rows, columns = len(rows_RD), len(chosen_cD)
         losses_Rc = self._tile[: rows * columns].view(rows, columns)
+        # With `out`, the product is float32 inside a trainer's autocast as well.
         torch.addmm(self._bias_c[:columns], rows_RD, chosen_cD.T, alpha=self._scale, out=losses_Rc)
         mismatched_loss_(losses_Rc, self._zero)
         row_sums_R = torch.sum(losses_Rc, dim=1, out=self._row_sums_R[:rows])
@@ -116,7 +117,7 @@ class _RowBuffer:
     def __init__(self, like_BD: Tensor, rows: int) -> None:
         self._rows_RD = like_BD.new_empty(rows, like_BD.shape[1])
         self._is_float32 = like_BD.dtype == torch.float32
-        self._float32_RD = self._rows_RD if self._is_float32 else self._rows_RD.float()
+        self._float32_RD = self._rows_RD if self._is_float32 else torch.empty_like(self._rows_RD, dtype=torch.float32)
 
     def gather(self, matrix_BD: Tensor, rows_R: Tensor) -> Tensor:
         rows_RD = self._rows_RD[: len(rows_R)]

@@ -2,18 +2,20 @@
 
 JestServerError
 ├── InvalidField          a value in the request is wrong           INVALID_ARGUMENT    400
-├── TooLarge              a declared size is over a limit            INVALID_ARGUMENT    413
+│   └── TooLarge          a declared size is over a limit            INVALID_ARGUMENT    413
 ├── ChecksumMismatch      bytes changed on the way                   DATA_LOSS           400
 ├── JobUnknown            no such job                                NOT_FOUND           404
 ├── SuperBatchUnknown     never submitted, or long forgotten         NOT_FOUND           404
 ├── Conflict              the same id with other content             ALREADY_EXISTS      409
+│   └── JobConflict       the name is taken by another job spec      ALREADY_EXISTS      409
 ├── QueueFull             a limit on what is in flight               RESOURCE_EXHAUSTED  429
 ├── ReferenceMissing      rows without reference embeddings          FAILED_PRECONDITION 409
 ├── ReferenceUnavailable  no scorer serves the reference model       FAILED_PRECONDITION 503
 ├── ReferenceTimeout      embeddings late, fallback is "fail"        UNAVAILABLE         503
 ├── WaitTimeout           the caller's deadline came first           DEADLINE_EXCEEDED   504
 ├── DeadLettered          the super-batch was set aside              ABORTED             410
-└── StoreUnavailable      the queue or the cache does not answer     UNAVAILABLE         503
+├── StoreUnavailable      the queue or the cache does not answer     UNAVAILABLE         503
+└── Stopping              this process is going away                 UNAVAILABLE         503
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from jest_core import Embeddings
+from jest_core_samples import random_embeddings
+
+ROWS = torch.ones(4, 3)
+
+
+def poisoned(row: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    matrix = torch.ones(4, 3, dtype=dtype)
+    matrix[row:, 1] = value
+    return matrix
+
+
+def test_the_length_is_the_number_of_rows():
+    assert len(random_embeddings(7, seed=0, width=3)) == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_are_kept_as_they_are(dtype):
+    image = ROWS.to(dtype)
+    assert Embeddings(image, image, 10.0, -10.0).image is image
+
+
+def test_scale_and_bias_tensors_of_one_element_become_floats():
+    scale = torch.tensor(2.5, requires_grad=True)
+    embeddings = Embeddings(ROWS, ROWS, scale, torch.tensor([-1.5], dtype=torch.bfloat16))
+    assert (embeddings.scale, embeddings.bias) == (2.5, -1.5)
+    assert type(embeddings.scale) is type(embeddings.bias) is float
+
+
+def test_moving_to_a_device_moves_both_tensors_and_keeps_the_rest():
+    moved = random_embeddings(3, seed=0, scale=5.0, bias=-2.0).to(torch.device("cpu"))
+    assert (moved.image.device.type, moved.text.device.type) == ("cpu", "cpu")
+    assert (moved.scale, moved.bias) == (5.0, -2.0)
+
+
+def test_embeddings_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        random_embeddings(3, seed=0).scale = 3.0
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "message"),
+    [
+        (torch.ones(4), ROWS, r"image must be a non-empty matrix \[B, D\], not of shape \[4\]"),
+        (ROWS, torch.ones(2, 2, 2), r"text must be a non-empty matrix \[B, D\], not of shape \[2, 2, 2\]"),
+        (torch.ones(0, 3), torch.ones(0, 3), r"image must be a non-empty matrix .* \[0, 3\]"),
+        (ROWS, torch.ones(5, 3), r"image and text must have the same shape: \[4, 3\] and \[5, 3\]"),
+        (ROWS, torch.ones(4, 2), r"image and text must have the same shape: \[4, 3\] and \[4, 2\]"),
+        (ROWS, ROWS.half(), "image and text must have the same dtype: float32 and float16"),
+        (ROWS, ROWS.to("meta"), "image and text must have the same device: cpu and meta"),
+        (ROWS.long(), ROWS.long(), "image must have one of the dtypes float32, float16, bfloat16, not int64"),
+        (ROWS.double(), ROWS.double(), "image must have one of the dtypes .* not float64"),
+        ([[1.0]], ROWS, "image must be a tensor, not list"),
+        (poisoned(2, float("nan")), ROWS, "image must be finite: row 2 holds NaN or Inf"),
+        (ROWS, poisoned(1, float("inf")), "text must be finite: row 1 holds NaN or Inf"),
+        (ROWS, poisoned(3, float("-inf")), "text must be finite: row 3 holds NaN or Inf"),
+        (poisoned(0, float("nan"), torch.bfloat16), ROWS.bfloat16(), "image must be finite: row 0"),
+        (poisoned(0, float("inf"), torch.float16), ROWS.half(), "image must be finite: row 0"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_an_error(image, text, message):
+    with pytest.raises(ValueError, match=message):
+        Embeddings(image, text, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "bias", "message"),
+    [
+        (0.0, 0.0, r"scale \(0.0\) must be larger than 0"),
+        (-1.0, 0.0, r"scale \(-1.0\) must be larger than 0"),
+        (float("nan"), 0.0, r"scale \(nan\) must be finite"),
+        (float("inf"), 0.0, r"scale \(inf\) must be finite"),
+        (1.0, float("inf"), r"bias \(inf\) must be finite"),
+        (1.0, torch.tensor(float("nan")), r"bias \(nan\) must be finite"),
+        (torch.ones(2), 0.0, r"scale must be a single number, not a tensor of shape \[2\]"),
+        ("10", 0.0, r"scale \('10'\) must be a number"),
+        (1.0, None, r"bias \(None\) must be a number"),
+        (True, 0.0, r"scale \(True\) must be a number"),
+    ],
+)
+def test_a_scale_or_bias_out_of_range_is_an_error(scale, bias, message):
+    with pytest.raises(ValueError, match=message):
+        Embeddings(ROWS, ROWS, scale, bias)

@@ -1,0 +1,35 @@
+"""Random super-batches for the tests of jest_core, and their float64 copies for the oracle."""
+
+import torch
+
+import jest_core_oracle as oracle
+from jest_core import Embeddings
+
+
+def random_embeddings(
+    size: int,
+    *,
+    seed: int,
+    width: int = 16,
+    scale: float = 8.0,
+    bias: float = -4.0,
+    dtype: torch.dtype = torch.float32,
+) -> Embeddings:
+    """Normalised rows; text leans towards its image, as in a model that has learnt something."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(size, width, generator=generator)
+    text = 0.5 * image + torch.randn(size, width, generator=generator)
+    unit = torch.nn.functional.normalize
+    return Embeddings(unit(image, dim=1).to(dtype), unit(text, dim=1).to(dtype), scale, bias)
+
+
+def exact(embeddings: Embeddings) -> oracle.Model:
+    image, text = embeddings.image.double().numpy(), embeddings.text.double().numpy()
+    return image, text, embeddings.scale, embeddings.bias
+
+
+def random_pair(size: int, seed: int) -> tuple[Embeddings, Embeddings]:
+    """A learner and a reference that differ in all that they may differ in."""
+    learner = random_embeddings(size, seed=seed, width=12, scale=9.0, bias=-3.0, dtype=torch.bfloat16)
+    reference = random_embeddings(size, seed=seed + 1, width=20, scale=14.0, bias=-5.0)
+    return learner, reference
