@@ -1,0 +1,13 @@
+-- Resets the idle time of entries that still belong to this consumer.
+--
+-- KEYS 1 shards (stream)
+-- ARGV 1 group  2 consumer  3.. entry ids
+-- Returns how many still belonged to it.
+local kept = 0
+for i = 3, #ARGV do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) > 0 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+    kept = kept + 1
+  end
+end
+return kept

@@ -1,0 +1,79 @@
+"""EmbeddingCache on Redis: one string per example, in a key space per model, version and preprocessing.
+
+Key `jest:e:SPACE:EXAMPLE`, both parts BLAKE2b digests: of model name, version and preprocessing id (8 bytes), and of
+the example key (16 bytes). Value: `[2, D]` f16 bytes. Lives until evicted, or for ``ttl_s``.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from jest_server.adapters.redis_connection import answering, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from redis.asyncio import Redis
+
+    from jest_server.model import ReferenceInfo
+
+_BATCH = 1000
+
+
+class RedisEmbeddingCache:
+    """Reference embeddings in a Redis that may evict them."""
+
+    def __init__(self, client: Redis, *, ttl_s: float | None = None) -> None:
+        self._client = client
+        self._ttl_ms = None if ttl_s is None else round(ttl_s * 1000)
+
+    @classmethod
+    def from_url(cls, url: str, *, ttl_s: float | None = None) -> RedisEmbeddingCache:
+        """Connects lazily."""
+        return cls(connect(url), ttl_s=ttl_s)
+
+    async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
+        """See the port."""
+        space = _space(reference)
+        size = value_bytes(reference)
+        values: list[bytes | None] = []
+        with answering("cache"):
+            for start in range(0, len(keys), _BATCH):
+                held: list[Any] = await self._client.mget([_key(space, key) for key in keys[start : start + _BATCH]])
+                values += [value if value is not None and len(value) == size else None for value in held]
+        return values
+
+    async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> None:
+        """See the port."""
+        space = _space(reference)
+        items = list(values.items())
+        with answering("cache"):
+            for start in range(0, len(items), _BATCH):
+                async with self._client.pipeline(transaction=False) as pipe:
+                    for key, value in items[start : start + _BATCH]:
+                        pipe.set(_key(space, key), value, px=self._ttl_ms)
+                    await pipe.execute()
+
+    async def ping(self) -> None:
+        """See the port."""
+        with answering("cache"):
+            await self._client.ping()
+
+    async def close(self) -> None:
+        """See the port."""
+        await self._client.aclose()
+
+
+def value_bytes(reference: ReferenceInfo) -> int:
+    """Size of one cached value: image and text embedding in f16."""
+    return 2 * 2 * reference.embedding_width
+
+
+def _space(reference: ReferenceInfo) -> str:
+    names = (reference.name, reference.version, reference.preprocessing_id)
+    return blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
+
+
+def _key(space: str, example_key: str) -> str:
+    return f"jest:e:{space}:{blake2b(example_key.encode(), digest_size=16).hexdigest()}"

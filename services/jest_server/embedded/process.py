@@ -1,0 +1,138 @@
+"""One server process of somebody else's making: started with a log file, watched until it is ready, ended by its pid.
+
+On Linux it gets SIGTERM when the process that started it dies, however that happens; the kernel ties this to the
+thread that called ``start``, which therefore has to live as long as the server is wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+LOOPBACK = "127.0.0.1"
+_POLL_S = 0.02
+_LOG_TAIL_BYTES = 2000
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
+
+
+class ServerStartError(RuntimeError):
+    """A server ended, or was not ready in time; the message ends with the last lines of its log."""
+
+
+def free_port() -> int:
+    """Returns a TCP port that nobody listens on at the moment."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return int(listener.getsockname()[1])
+
+
+class ServerProcess:
+    """A child process that outlives neither ``stop`` nor this process."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        self._name = name
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self._process is not None, f"{self._name} was not started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """True from ``start`` until the process ends, for whatever reason."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(
+        self,
+        command: Sequence[str | Path],
+        *,
+        ready: Callable[[], bool],
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Runs the command in a session of its own and returns once ``ready`` says so; its log is appended to.
+
+        Args:
+            command: Program, as an absolute path, and arguments.
+            ready: Polled; an ``OSError`` from it means "not yet".
+            timeout_s: Deadline for becoming ready.
+            env: Environment of the process; none: this process's own.
+
+        Raises:
+            ServerStartError: If the process ends or the deadline passes first; nothing is left running then.
+        """
+        assert not self.alive, f"{self._name} runs already"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            log_start = log.tell()
+            self._process = subprocess.Popen(  # noqa: S603 - the command is ours, no shell is involved
+                _tied(command),
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on, in our order
+            )
+        try:
+            self._wait_until_ready(ready, timeout_s, log_start)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, grace_s: float) -> None:
+        """Ends the process: SIGTERM, and SIGKILL if it is still there after ``grace_s`` seconds."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends the process with SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _wait_until_ready(self, ready: Callable[[], bool], timeout_s: float, log_start: int) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + timeout_s
+        while not _holds(ready):
+            code = self._process.poll()
+            if code is not None:
+                raise ServerStartError(f"{self._name} ended with status {code}{self._said(log_start)}")
+            if time.monotonic() > deadline:
+                raise ServerStartError(f"{self._name} was not ready within {timeout_s:g} s{self._said(log_start)}")
+            time.sleep(_POLL_S)
+
+    def _said(self, log_start: int) -> str:
+        with self._log.open("rb") as log:
+            log.seek(max(log_start, self._log.stat().st_size - _LOG_TAIL_BYTES))
+            said = log.read().decode(errors="replace").strip()
+        return f"; {self._log} ends with:\n{said}" if said else f"; {self._log} is empty"
+
+
+def _tied(command: Sequence[str | Path]) -> list[str]:
+    words = [str(word) for word in command]
+    if sys.platform != "linux":
+        return words
+    return [sys.executable, "-I", "-S", str(_DIE_WITH_PARENT), str(os.getpid()), *words]
+
+
+def _holds(ready: Callable[[], bool]) -> bool:
+    try:
+        return ready()
+    except OSError:
+        return False
