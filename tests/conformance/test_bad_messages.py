@@ -84,7 +84,7 @@ def test_a_rank_outside_the_job_is_refused(speaker, ready, rank, world_size, fie
         (["a"] * 15 + [""], "example_keys[15]", "is 0 bytes long"),
         (["a"] * 15 + ["b" * 513], "example_keys[15]", "is 513 bytes long"),
         (["a", "b"] * 8, "example_keys", "2 distinct keys"),
-        (["a", "b", "c"], "example_keys", "num_chunks"),
+        (["a", "b", "c"], "example_keys", "super-batch of 3"),
     ],
 )
 def test_impossible_keys_are_refused(speaker, ready, keys, field, says):

@@ -16,7 +16,7 @@ def test_creating_a_job_twice_returns_the_same_job(speaker):
 
 
 def test_unset_fields_become_the_defaults_that_the_contract_tells(speaker):
-    spec = speaker.create_job(policy=jobs_pb2.SelectionPolicy(sub_batch_size=4)).spec
+    spec = speaker.create_job(policy=jobs_pb2.SelectionPolicy(sub_batch_size=16)).spec
     assert spec.policy.num_chunks == 16
     assert spec.policy.gain == 1
     assert spec.policy.scoring == jobs_pb2.SCORING_LEARNABILITY

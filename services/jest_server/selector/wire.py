@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -68,7 +69,7 @@ def invalid_field(error: ValidationError, *, prefix: str) -> InvalidField:
     """Names the first field that pydantic found wrong, with its value and what was expected."""
     first = error.errors(include_url=False)[0]
     field = ".".join((prefix, *map(str, first["loc"])))
-    return InvalidField(f"{field} is {first['input']!r}: {first['msg']}", field_name=field)
+    return InvalidField(f"{field} is {reprlib.repr(first['input'])}: {first['msg']}", field_name=field)
 
 
 def job_to_wire(job: Job, reference: ReferenceInfo | None, counters: Counters) -> pb.Job:

@@ -1,0 +1,73 @@
+"""One of our own processes as a child: ready when its health check says SERVING."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from jest_server.embedded.process import LOOPBACK, ServerProcess, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+START_TIMEOUT_S = 60.0
+_CHECK_TIMEOUT_S = 1.0
+
+
+class OwnProcess:
+    """Runs ``python -m MODULE`` with JEST_* settings on ports that stay the same over restarts."""
+
+    def __init__(self, name: str, module: str, log: Path, settings: Mapping[str, object], *, port: int = 0) -> None:
+        self._module = module
+        self._settings = settings
+        self._process = ServerProcess(name, log)
+        self.port = port or free_port()
+        self.metrics_port = free_port()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """True while the process runs."""
+        return self._process.alive
+
+    def start(self) -> None:
+        """Runs the process and returns once it serves.
+
+        Raises:
+            ServerStartError: If it does not come up; the message ends with its log.
+        """
+        settings = {
+            "listen": f"{LOOPBACK}:{self.port}",
+            "metrics_listen": f"{LOOPBACK}:{self.metrics_port}",
+            **self._settings,
+        }
+        env = os.environ | {f"JEST_{name.upper()}": str(value) for name, value in settings.items()}
+        command = [sys.executable, "-m", self._module]
+        self._process.start(command, ready=self._serves, timeout_s=START_TIMEOUT_S, env=env)
+
+    def stop(self) -> None:
+        """Lets it drain, then ends it."""
+        self._process.stop(grace_s=20.0)
+
+    def kill(self) -> None:
+        """Ends it with SIGKILL."""
+        self._process.kill()
+
+    def _serves(self) -> bool:
+        with grpc.insecure_channel(f"{LOOPBACK}:{self.port}") as channel:
+            try:
+                answer = health_pb2_grpc.HealthStub(channel).Check(
+                    health_pb2.HealthCheckRequest(), timeout=_CHECK_TIMEOUT_S
+                )
+            except grpc.RpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

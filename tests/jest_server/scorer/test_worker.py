@@ -1,0 +1,132 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from jest_server.errors import ReferenceModelError
+
+WIDTH = 4
+
+
+async def test_a_shard_becomes_embeddings_image_before_text(bench):
+    async with bench.working():
+        result = await bench.scored(await bench.queue(["a", "b"], values=[5, 7]))
+    assert result.keys == ("a", "b")
+    assert result.inferred == 2
+    embeddings = np.frombuffer(result.embeddings, np.float16).reshape(2, 2, WIDTH)
+    assert embeddings[:, 0, 0].tolist() == embeddings[:, 1, 1].tolist() == [5, 7]
+
+
+async def test_what_another_shard_had_computed_is_not_computed_again(bench):
+    async with bench.working(concurrent_shards=1):
+        first = await bench.scored(await bench.queue(["a", "b"], values=[1, 2]))
+        second = await bench.scored(await bench.queue(["b", "c"], values=[2, 3]))
+    assert sorted(bench.model.embedded) == [1, 2, 3]
+    assert (first.inferred, second.inferred) == (2, 1)
+    width = 2 * 2 * WIDTH
+    assert second.embeddings[:width] == first.embeddings[width:]
+
+
+async def test_equal_keys_in_one_shard_are_computed_once(bench):
+    async with bench.working():
+        result = await bench.scored(await bench.queue(["a", "b", "a"], values=[1, 2, 1]))
+    assert result.keys == ("a", "b")
+    assert bench.model.embedded == [1, 2]
+
+
+async def test_a_model_that_goes_away_costs_no_shard(bench):
+    async with bench.working():
+        await bench.scored(await bench.queue(["a"]))
+        bench.model.is_ready = False
+        waiting = [await bench.queue([f"k{i}"]) for i in range(4)]
+        await asyncio.sleep(0.5)
+        assert all(not await bench.store.get_results(bench.job, sb) for sb in waiting)
+        bench.model.is_ready = True
+        for super_batch_id in waiting:
+            await bench.scored(super_batch_id)
+    counters = await bench.store.counters(bench.job)
+    assert (counters.dead_lettered, counters.in_flight) == (0, 5)
+
+
+async def test_a_passing_failure_is_tried_again(bench):
+    bench.model.errors = [ReferenceModelError("hiccup", retryable=True)] * 2
+    async with bench.working(max_attempts=3):
+        assert (await bench.scored(await bench.queue(["a"]))).inferred == 1
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ([ReferenceModelError("bad pixels", retryable=False)], "INFERENCE_REFUSED"),
+        ([ReferenceModelError("boom", retryable=True)] * 3, "INFERENCE_FAILED"),
+    ],
+)
+async def test_a_shard_that_fails_while_the_model_works_is_set_aside_alone(bench, errors, reason):
+    async with bench.working(max_attempts=3, concurrent_shards=1):
+        bench.model.errors = list(errors)
+        bad = await bench.queue(["a"])
+        letter = await bench.dead(bad)
+        await bench.scored(await bench.queue(["b"]))
+    assert letter.reason == reason
+    assert str(errors[0]) in letter.detail
+    counters = await bench.store.counters(bench.job)
+    assert (counters.submitted, counters.dead_lettered, counters.in_flight) == (2, 1, 1)
+
+
+async def test_a_shard_for_another_version_is_set_aside(bench):
+    async with bench.working():
+        letter = await bench.dead(await bench.queue(["a"], version="older"))
+    assert letter.reason == "REFERENCE_CHANGED"
+    assert "'older'" in letter.detail
+    assert not bench.model.embedded
+
+
+async def test_features_that_cannot_be_read_are_set_aside(bench):
+    async with bench.working():
+        letter = await bench.dead(await bench.queue(["a"], features=b'{"tensors":[{"name":"x"}]}\n'))
+    assert letter.reason == "FEATURES_UNREADABLE"
+
+
+async def test_what_is_unfinished_at_the_end_is_given_back_at_once(bench):
+    bench.model.gate.clear()
+    async with bench.working(consumer="leaves", reclaim_idle_s=60) as worker:
+        super_batch_id = await bench.queue(["a"])
+        await until_true(lambda: worker._in_hand)
+    bench.model.gate.set()
+    async with bench.working(reclaim_idle_s=60):
+        assert (await bench.scored(super_batch_id)).inferred == 1
+
+
+async def test_a_shard_of_a_silent_scorer_is_taken_over(bench):
+    super_batch_id = await bench.queue(["a"])
+    (claim,) = await bench.store.claim("silent", count=1, block_s=1)
+    assert claim.shard.super_batch_id == super_batch_id
+    async with bench.working(reclaim_idle_s=0.3):
+        await bench.scored(super_batch_id)
+
+
+async def test_a_scorer_that_is_slow_but_alive_keeps_its_shard(bench):
+    bench.model.gate.clear()
+    async with bench.working(reclaim_idle_s=0.3):
+        super_batch_id = await bench.queue(["a"])
+        await asyncio.sleep(0.8)
+        assert await bench.store.reclaim("greedy", idle_s=0.3, count=1) == []
+        bench.model.gate.set()
+        await bench.scored(super_batch_id)
+
+
+async def test_a_shard_that_outlives_too_many_scorers_is_set_aside(bench):
+    super_batch_id = await bench.queue(["a"])
+    await bench.store.claim("dies-0", count=1, block_s=1)
+    for i in range(1, 3):
+        await bench.store.reclaim(f"dies-{i}", idle_s=0, count=1)
+    async with bench.working(max_deliveries=3, reclaim_idle_s=0.1):
+        letter = await bench.dead(super_batch_id)
+    assert letter.reason == "TOO_MANY_DELIVERIES"
+    assert not bench.model.embedded
+
+
+async def until_true(look):
+    async with asyncio.timeout(10):
+        while not look():
+            await asyncio.sleep(0.01)

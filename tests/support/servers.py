@@ -1,0 +1,28 @@
+"""Real servers for tests, as context managers: whatever a test does to them, nothing of them outlives the block."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from jest_server.embedded import valkey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def queue_kinds() -> list[str]:
+    """Names of the Redis-like servers of this machine: "valkey", "redis"."""
+    return list(valkey.executables())
+
+
+@contextmanager
+def queue_server_of(kind: str, data_dir: Path, *, append_only: bool = False) -> Iterator[valkey.ValkeyServer]:
+    """Runs a server of one kind; the caller may kill, stop and start it."""
+    server = valkey.ValkeyServer(data_dir, executable=valkey.executables()[kind], append_only=append_only)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
