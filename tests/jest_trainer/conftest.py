@@ -60,7 +60,9 @@ def job(client):
 @pytest.fixture
 def process_server():
     """A scripted server in a process of its own, that may be stopped or killed: (process, address)."""
-    with subprocess.Popen([sys.executable, str(HERE / "scripted_server.py")], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "scripted_server.py")], stdout=subprocess.PIPE, text=True
+    ) as process:
         yield process, f"127.0.0.1:{process.stdout.readline().strip()}"
         process.kill()
 

@@ -146,7 +146,9 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
     def GetJob(self, request, context):
         self._arrived("GetJob", request, context)
         if request.name not in self.jobs:
-            fail(grpc.StatusCode.NOT_FOUND, "JOB_UNKNOWN", f"job {request.name!r} does not exist; create it first")(context)
+            fail(grpc.StatusCode.NOT_FOUND, "JOB_UNKNOWN", f"job {request.name!r} does not exist; create it first")(
+                context
+            )
         return jobs_pb2.GetJobResponse(job=self._job(request.name))
 
     def GetServerInfo(self, request, context):

@@ -12,9 +12,11 @@ import grpc
 import jest_trainer as jest
 import numpy as np
 import pytest
+import torch
 from conftest import POLICY
 from scripted_server import ScriptedServer, fail, hold
 
+from jest_proto.v1 import jobs_pb2
 from jest_trainer.deadlines import Cancellation, Cancelled
 
 Code = grpc.StatusCode
@@ -130,16 +132,35 @@ def test_a_restarted_server_is_found_again_within_the_call():
     again.stop()
 
 
-def test_a_call_in_flight_survives_a_server_that_is_killed(process_server):
+def test_a_client_outlives_a_server_that_is_killed(process_server):
     process, address = process_server
-    released = threading.Event()
-    del released
     with jest.Client(address, deadline_s=10) as client:
         client.server_info()
         process.kill()
         process.wait()
         again = ScriptedServer(int(address.rpartition(":")[2]))
         assert client.server_info().version == "1.2.3"
+    again.stop()
+
+
+def test_a_call_in_flight_is_made_again_when_its_server_is_killed(process_server, until):
+    process, address = process_server
+    with jest.Client(address, deadline_s=20) as client:
+        job = client.create_job("run", reference_model="r", policy=POLICY, world_size=2)
+        job.submit("a", ["k"])
+        job.upload("a", [0], {"image": np.zeros((1, 1), np.uint8)})
+        answers = []
+        waiting = threading.Thread(target=lambda: answers.append(job.select("a", pair())))
+        waiting.start()  # waits for the other rank, which never comes
+        until(lambda: bool(client.server_info()) and waiting.is_alive())
+        process.kill()
+        process.wait()
+        again = ScriptedServer(int(address.rpartition(":")[2]), cached={"k"})
+        again.jobs = {"run": server_side(job)}
+        again.submissions = {("run", "a", rank): ["k"] for rank in (0, 1)}
+        again._outputs["run", "a"][1] = 1
+        waiting.join()
+        assert answers[0].positions.tolist() == [0]
     again.stop()
 
 
@@ -162,13 +183,12 @@ def test_every_call_to_a_stopped_process_ends_with_its_deadline(process_server):
         job = client.create_job("run", reference_model="r", policy=POLICY)
         job.submit("a", ["k"])
         os.kill(process.pid, signal.SIGSTOP)
-        vectors = jest.Embeddings(*np_pair(), scale=1.0)
         for call in (
             client.server_info,
             job.counters,
             lambda: job.submit("b", ["k"]),
             lambda: job.upload("a", [0], {"image": np.zeros((1, 8 << 20), np.uint8)}),
-            lambda: job.select("a", vectors),
+            lambda: job.select("a", pair()),
         ):
             with within(1.7), pytest.raises(jest.JestError) as caught:
                 call()
@@ -176,10 +196,13 @@ def test_every_call_to_a_stopped_process_ends_with_its_deadline(process_server):
         os.kill(process.pid, signal.SIGCONT)
 
 
-def np_pair():
-    import torch
+def pair():
+    return jest.Embeddings(torch.ones(1, 2), torch.ones(1, 2), scale=1.0)
 
-    return torch.ones(1, 2), torch.ones(1, 2)
+
+def server_side(job):
+    policy = jobs_pb2.SelectionPolicy(sub_batch_size=job.world_size)
+    return jobs_pb2.JobSpec(name=job.name, world_size=job.world_size, policy=policy)
 
 
 def test_a_port_that_swallows_everything_is_given_up_at_the_deadline():

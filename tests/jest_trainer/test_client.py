@@ -80,7 +80,9 @@ def test_a_created_job_knows_its_world_and_its_reference_model(client):
 
 
 def test_a_job_is_found_by_its_name_with_its_spec(client):
-    client.create_job("run", reference_model="r", policy=POLICY, world_size=2, fallback="uniform", reference_timeout_s=1)
+    client.create_job(
+        "run", reference_model="r", policy=POLICY, world_size=2, fallback="uniform", reference_timeout_s=1
+    )
     job = client.get_job("run")
     assert (job.name, job.world_size, job.fallback, job.reference_timeout_s) == ("run", 2, "uniform", 1.0)
     assert job.counters().submitted == 5
@@ -172,9 +174,7 @@ def test_a_server_with_tls_is_spoken_to_through_tls(tmp_path):
         check=True,
         capture_output=True,
     )
-    server = ScriptedServer(
-        credentials=grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
-    )
+    server = ScriptedServer(credentials=grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())]))
     roots = grpc.ssl_channel_credentials(certificate.read_bytes())
     with jest.Client(f"localhost:{server.port}", credentials=roots, token="t", deadline_s=5) as client:
         assert client.server_info().version == "1.2.3"

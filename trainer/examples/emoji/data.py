@@ -91,6 +91,10 @@ class Pairs:
             index=index,
         )
 
+    def pictures(self, rows: list[int]) -> Tensor:
+        """Get the pictures of these pairs: uint8 ``[len(rows), 3, 32, 32]``."""
+        return self._pictures[self._picture_of[rows]]
+
     def everything(self) -> Batch:
         """Gather all pairs in order."""
         return self.batch(torch.arange(len(self)))
@@ -116,9 +120,7 @@ class EmojiData:
         """Read the stream for ever, `size` pairs at a time, with all its duplicates."""
         generator = torch.Generator().manual_seed(seed)
         while True:
-            yield self.stream.batch(
-                torch.multinomial(self.stream_weights, size, replacement=True, generator=generator)
-            )
+            yield self.stream.batch(torch.multinomial(self.stream_weights, size, replacement=True, generator=generator))
 
     def curated_batches(self, size: int, seed: int) -> Iterator[Batch]:
         """Read the curated part for ever in random order, each pair once per pass."""
@@ -148,15 +150,18 @@ def prepare(
     emoji = load_emoji()
     pictures = load_pictures([one.code_points for one in emoji], cache_dir, progress).flatten(0, 1)
     picture_ids = [f"{vendor.name}/{one.code_points}" for one in emoji for vendor in VENDORS]
-    return _Splitter(emoji, random.Random(seed)).split(pictures, picture_ids, curated_pairs)  # noqa: S311 - a repeatable data set, no secret
+    return _Splitter(emoji, seed).split(pictures, picture_ids, curated_pairs)
 
 
 class _Splitter:
-    """Decides who goes where; one random generator, used in a fixed order."""
+    """Decides who goes where. Every part has its own randomness, so that one's size does not move another."""
 
-    def __init__(self, emoji: list[Emoji], rng: random.Random) -> None:
+    def __init__(self, emoji: list[Emoji], seed: int) -> None:
         self._emoji = emoji
-        self._rng = rng
+        self._rng, self._curated_rng = (
+            random.Random(f"{part}/{seed}")  # noqa: S311 - a repeatable data set, no secret
+            for part in ("stream", "curated")
+        )
 
     def split(self, pictures: Tensor, picture_ids: list[str], curated_pairs: int) -> EmojiData:
         held_out = self._hold_out()
@@ -198,9 +203,7 @@ class _Splitter:
         return name
 
     def _training_pictures(self, held_out: set[int]) -> list[list[int]]:
-        per_emoji = [
-            range(row * len(VENDORS), (row + 1) * len(VENDORS)) for row in range(len(self._emoji))
-        ]
+        per_emoji = [range(row * len(VENDORS), (row + 1) * len(VENDORS)) for row in range(len(self._emoji))]
         return [[picture for picture in pictures if picture not in held_out] for pictures in per_emoji]
 
     def _curated(self, training: list[list[int]], size: int) -> list[Pair]:
@@ -212,7 +215,7 @@ class _Splitter:
         ]
         if size > len(named):
             raise ValueError(f"curated_pairs ({size}) is larger than the number of clean pairs ({len(named)})")
-        return self._rng.sample(named, size)
+        return self._curated_rng.sample(named, size)
 
     def _stream_pairs(self, row: int, pictures: list[int]) -> list[Pair]:
         right = list(itertools.product(pictures, [*self._emoji[row].names.values(), *self._emoji[row].keywords]))

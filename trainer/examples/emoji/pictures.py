@@ -93,15 +93,11 @@ def draw(file: Traversable) -> Image.Image:
     left, top, right, bottom = ink or (0, 0, *picture.size)
     side = max(right - left, bottom - top)
     square = Image.new("RGB", (side, side), "white")
-    square.paste(
-        picture.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2)
-    )
+    square.paste(picture.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2))
     return square.resize((SIDE, SIDE), Image.Resampling.BOX if side > SIDE else Image.Resampling.BILINEAR)
 
 
-def load_pictures(
-    emoji: list[str], cache_dir: Path, progress: Callable[[int, int], None] | None = None
-) -> Tensor:
+def load_pictures(emoji: list[str], cache_dir: Path, progress: Callable[[int, int], None] | None = None) -> Tensor:
     """Draw these emoji as each vendor does: uint8 ``[len(emoji), len(VENDORS), 3, SIDE, SIDE]``.
 
     The result is kept in ``cache_dir``; the cache's name holds the packages' versions, so that an upgrade never

@@ -13,7 +13,7 @@ from torch.nn import functional
 class ImageTower(nn.Module):
     """Pictures to unit vectors: uint8 ``[n, 3, 32, 32]`` to float32 ``[n, width]``."""
 
-    def __init__(self, *, width: int = 96, channels: int = 32) -> None:
+    def __init__(self, *, width: int = 96, channels: int = 16) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, channels, kernel_size=4, stride=2, padding=1)
         self.down1 = _down(channels, 2 * channels)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from jest_trainer.ahead import Ahead
+
+
+def nothing():
+    pass
+
+
+def ahead(items, work=lambda item, ahead: item, limit=2, cancel=nothing):
+    return Ahead(items, work, limit=limit, name="jest-test", cancel=cancel)
+
+
+def test_results_come_in_order_and_then_end():
+    with_double = ahead(range(20), lambda item, ahead: item * 2)
+    assert list(with_double) == [2 * item for item in range(20)]
+    assert next(with_double, "end") == "end"
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_never_more_than_the_limit_is_pulled_ahead(limit, until):
+    pulled = []
+    results = ahead((pulled.append(item) or item for item in range(10)), limit=limit)
+    until(lambda: len(pulled) == limit)
+    for taken in range(1, 4):
+        next(results)
+        until(lambda taken=taken: len(pulled) >= taken + limit)
+        assert len(pulled) == taken + limit
+    results.close()
+
+
+def test_work_runs_in_another_thread_and_iter_in_this_one():
+    class Items:
+        def __iter__(self):
+            self.iterated_in = threading.current_thread()
+            return iter([1])
+
+    items = Items()
+    (worker,) = ahead(items, lambda item, ahead: threading.current_thread())
+    assert items.iterated_in is threading.current_thread()
+    assert worker is not threading.current_thread()
+
+
+def test_an_error_of_the_iterable_comes_after_the_results_before_it():
+    def items():
+        yield 1
+        raise OSError("disk on fire")
+
+    results = ahead(items())
+    assert next(results) == 1
+    with pytest.raises(OSError, match="disk on fire"):
+        next(results)
+    assert list(results) == []
+
+
+def test_an_error_of_the_work_comes_out_and_ends_the_thread(until):
+    results = ahead([1, 0, 2], lambda item, ahead: 1 // item)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    until(lambda: not results._thread.is_alive())
+
+
+def test_an_iterable_that_exits_the_program_does_so_in_the_caller_s_thread():
+    def items():
+        raise SystemExit(3)
+        yield
+
+    with pytest.raises(SystemExit):
+        next(ahead(items()))
+
+
+def test_closing_stops_the_thread_and_lets_the_iterable_go():
+    closed = threading.Event()
+
+    def endless():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    results = ahead(endless())
+    next(results)
+    results.close()
+    assert not results._thread.is_alive()
+    assert closed.is_set()
+
+
+def test_closing_twice_or_after_the_end_does_nothing():
+    results = ahead([1])
+    assert list(results) == [1]
+    results.close()
+    results.close()
+
+
+def test_closing_cancels_work_in_progress():
+    cancelled = threading.Event()
+    results = ahead([1], lambda item, ahead: cancelled.wait(30), cancel=cancelled.set)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 1.0
+    assert not results._thread.is_alive()
+
+
+def test_closing_does_not_wait_for_an_iterable_that_hangs(until):
+    released = threading.Event()
+    results = ahead(released.wait(30) for _ in range(1))
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 2.0
+    released.set()
+    until(lambda: not results._thread.is_alive())
+
+
+def test_what_was_closed_says_so_instead_of_ending_quietly():
+    results = ahead([1, 2, 3])
+    results.close()
+    with pytest.raises(RuntimeError, match="was closed, or ended by a later one"):
+        next(results)
+
+
+def test_closing_from_another_thread_wakes_who_waits(until):
+    released = threading.Event()
+    results = ahead((released.wait(30) for _ in range(1)), cancel=released.set)
+    errors = []
+
+    def take():
+        try:
+            next(results)
+        except RuntimeError as error:
+            errors.append(error)
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    until(lambda: results.waited_for)
+    results.close()
+    taker.join(5)
+    assert errors
+
+
+def test_whether_someone_waits_is_known_to_the_work(until):
+    waited = []
+
+    def work(item, results):
+        until(lambda: results.waited_for or item != 0)
+        waited.append(results.waited_for)
+        return item
+
+    results = ahead(range(3), work)
+    assert next(results) == 0
+    until(lambda: len(waited) == 3)
+    assert waited == [True, False, False]
+    results.close()

@@ -1,0 +1,88 @@
+"""The three calls that one rank makes about one super-batch, each repeatable and bounded by a deadline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jest_proto.tensors import chunks, encode
+from jest_proto.v1 import selection_pb2 as pb
+from jest_trainer import wire
+from jest_trainer.errors import CallSite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from jest_core import Embeddings
+    from jest_trainer.channel import Connection
+    from jest_trainer.deadlines import Deadline
+    from jest_trainer.features import Array
+    from jest_trainer.results import SubBatch, Submitted
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Speaks for one rank about one super-batch. All methods raise JestError, and Cancelled with their deadline."""
+
+    connection: Connection
+    job: str
+    world_size: int
+    super_batch_id: str
+    rank: int
+
+    def submit(self, keys: Sequence[str], deadline: Deadline) -> Submitted:
+        """Register the rank's rows by their example keys."""
+        request = pb.SubmitSuperBatchRequest(
+            job=self.job,
+            super_batch_id=self.super_batch_id,
+            rank=self.rank,
+            world_size=self.world_size,
+            example_keys=keys,
+        )
+        answer = self.connection.call(
+            lambda stubs: stubs.selection.SubmitSuperBatch, lambda: request, self._site("SubmitSuperBatch"), deadline
+        )
+        return wire.submitted_from_wire(answer)
+
+    def upload(self, positions: Sequence[int], tensors: Mapping[str, Array], deadline: Deadline) -> int:
+        """Send the reference model's inputs for some rows, `[len(positions), ...]` each; returns how many it took."""
+        specs, buffers = encode(tensors)
+        header = pb.UploadExamplesHeader(
+            job=self.job, super_batch_id=self.super_batch_id, rank=self.rank, positions=positions, tensors=specs
+        )
+
+        def messages() -> Iterator[pb.UploadExamplesRequest]:
+            yield pb.UploadExamplesRequest(header=header)
+            for chunk in chunks(buffers):
+                yield pb.UploadExamplesRequest(chunk=chunk)
+
+        answer = self.connection.call(
+            lambda stubs: stubs.selection.UploadExamples, messages, self._site("UploadExamples"), deadline
+        )
+        return answer.accepted
+
+    def select(self, embeddings: Embeddings, deadline: Deadline, *, return_reference_embeddings: bool) -> SubBatch:
+        """Send what the learner makes of the rows and wait for the decision."""
+        specs, buffers = encode({wire.IMAGE: embeddings.image, wire.TEXT: embeddings.text})
+        header = pb.SelectSubBatchHeader(
+            job=self.job,
+            super_batch_id=self.super_batch_id,
+            rank=self.rank,
+            world_size=self.world_size,
+            embeddings=pb.LearnerEmbeddings(scale=embeddings.scale, bias=embeddings.bias),
+            tensors=specs,
+            return_reference_embeddings=return_reference_embeddings,
+        )
+
+        def messages() -> Iterator[pb.SelectSubBatchRequest]:
+            yield pb.SelectSubBatchRequest(header=header)
+            for chunk in chunks(buffers):
+                yield pb.SelectSubBatchRequest(chunk=chunk)
+
+        answer = self.connection.call(
+            lambda stubs: stubs.selection.SelectSubBatch, messages, self._site("SelectSubBatch"), deadline
+        )
+        return wire.sub_batch_from_wire(self.super_batch_id, answer)
+
+    def _site(self, method: str) -> CallSite:
+        return CallSite(method, self.job, self.super_batch_id, self.rank)

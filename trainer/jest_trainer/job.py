@@ -1,0 +1,106 @@
+"""A job on the server, as a training process holds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jest_proto.v1 import jobs_pb2
+from jest_trainer import wire
+from jest_trainer.conversation import Conversation
+from jest_trainer.deadlines import Cancellation, Deadline
+from jest_trainer.errors import CallSite
+from jest_trainer.features import Array, check_features, parts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jest_core import Embeddings
+    from jest_trainer.channel import Connection
+    from jest_trainer.results import Counters, ReferenceModel, SubBatch, Submitted
+
+
+class Job:
+    """One training run's job: made by `Client.create_job`, found by `Client.get_job`.
+
+    `SelectedBatches` drives it. Whoever writes a loop of their own makes the three raw calls for each super-batch, on
+    every rank and under the same id: `submit`, `upload` if rows are missing, `select`. Each may be repeated, is bounded
+    by the client's deadline, and raises JestError.
+
+    Attributes:
+        name: the job's name.
+        world_size: ranks that contribute to each super-batch.
+        fallback: what happens when the reference embeddings are late.
+        reference_timeout_s: when they are late, in seconds.
+        reference: the reference model as it was served when this handle was made; None if it was not.
+        deadline_s: how long each call may take, in seconds.
+    """
+
+    def __init__(self, connection: Connection, message: jobs_pb2.Job, *, deadline_s: float) -> None:
+        self._connection = connection
+        self.name = message.spec.name
+        self.world_size = message.spec.world_size
+        self.fallback = wire.fallback_from_wire(message.spec.fallback) or "fail"
+        self.reference_timeout_s = wire.seconds(message.spec.reference_timeout)
+        self.reference: ReferenceModel | None = (
+            wire.reference_from_wire(message.reference) if message.HasField("reference") else None
+        )
+        self.deadline_s = deadline_s
+
+    def __repr__(self) -> str:
+        return f"Job({self.name!r}, world_size={self.world_size}, server={self._connection.address!r})"
+
+    def counters(self) -> Counters:
+        """The job's accounts on the server, now."""
+        answer = self._connection.call(
+            lambda stubs: stubs.jobs.GetJob,
+            lambda: jobs_pb2.GetJobRequest(name=self.name),
+            CallSite("GetJob", self.name),
+            self.deadline(),
+        )
+        return wire.counters_from_wire(answer.job.counters)
+
+    def submit(self, super_batch_id: str, keys: Sequence[str], rank: int = 0) -> Submitted:
+        """Register this rank's rows by their example keys; the answer names the rows to upload."""
+        return self.conversation(super_batch_id, rank).submit(keys, self.deadline())
+
+    def upload(
+        self, super_batch_id: str, positions: Sequence[int], features: Mapping[str, Array], rank: int = 0
+    ) -> int:
+        """Send the reference model's inputs for the rows at `positions` (ascending).
+
+        Args:
+            super_batch_id: as submitted.
+            positions: rows, as `submit` named them.
+            features: arrays `[len(positions), ...]` by input name: row i belongs to `positions[i]`.
+            rank: as submitted.
+
+        Returns:
+            How many examples were queued for scoring.
+
+        Raises:
+            ValueError: an array has another number of rows.
+        """
+        check_features(features, len(positions))
+        conversation, deadline = self.conversation(super_batch_id, rank), self.deadline()
+        return sum(
+            conversation.upload(positions[part], tensors, deadline)
+            for part, tensors in parts(features, range(len(positions)))
+        )
+
+    def select(
+        self, super_batch_id: str, embeddings: Embeddings, rank: int = 0, *, return_reference_embeddings: bool = False
+    ) -> SubBatch:
+        """Send what the learner makes of this rank's rows, in row order, and wait for the decision."""
+        return self.conversation(super_batch_id, rank).select(
+            embeddings, self.deadline(), return_reference_embeddings=return_reference_embeddings
+        )
+
+    def conversation(self, super_batch_id: str, rank: int) -> Conversation:
+        """What one rank has to say about one super-batch, for callers that bring their own deadlines."""
+        if not 0 <= rank < self.world_size:
+            raise ValueError(f"rank ({rank}) must lie in [0, {self.world_size}), the world of job {self.name!r}")
+        return Conversation(self._connection, self.name, self.world_size, super_batch_id, rank)
+
+    def deadline(self, cancellation: Cancellation | None = None) -> Deadline:
+        """The client's deadline, beginning now."""
+        return Deadline(self.deadline_s, cancellation)

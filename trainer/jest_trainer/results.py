@@ -1,0 +1,118 @@
+"""What the raw calls return: the contract's answers as small immutable values, times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Fallback = Literal["fail", "uniform", "hard_learner"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceInput:
+    """One tensor that the reference model takes for an example; -1 in `shape` stands for any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceModel:
+    """What the reference model's own configuration says: logit = scale * <image, text> + bias."""
+
+    name: str
+    version: str
+    preprocessing_id: str
+    scale: float
+    bias: float
+    embedding_width: int
+    inputs: tuple[ReferenceInput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """A job's accounts over all ranks; submitted == selected + dead_lettered + in_flight at every moment."""
+
+    submitted: int
+    selected: int
+    dead_lettered: int
+    in_flight: int
+    fallbacks: int
+    examples_loaded: int
+    examples_selected: int
+    cache_hits: int
+    reference_inferences: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server's version, limits and abilities."""
+
+    version: str
+    scorings: tuple[str, ...]
+    losses: tuple[str, ...]
+    learner_datatypes: tuple[str, ...]
+    max_rows_per_rank: int
+    max_tensor_bytes: int
+    max_message_bytes: int
+    max_world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The answer to a submission: which rows' features have to be uploaded, and what they have to be."""
+
+    missing_positions: tuple[int, ...]
+    reference: ReferenceModel
+    decided: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimings:
+    """Where the time of a selection went on the server, in seconds."""
+
+    wait_learner: float
+    wait_reference: float
+    queue: float
+    compute: float
+    record: float
+
+
+class ReferenceEmbeddings(NamedTuple):
+    """The reference model's embeddings of the chosen rows, `[chosen, D]` each, in their order."""
+
+    image: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SubBatch:
+    """A decision, as one rank sees it.
+
+    Attributes:
+        positions: int64 `[chosen]`, this rank's rows in order of choice.
+        sub_batch_size: b, over all ranks.
+        super_batch_size: B, over all ranks.
+        cache_hits: rows of the super-batch, all ranks together, whose reference embeddings were cached.
+        reference_inferences: examples of the super-batch, all ranks together, that the reference model had to embed.
+        perplexity: how many rows each chunk's sampler really chose among.
+        fallback: the rule that was used instead of the policy, None if none was needed.
+        reference_embeddings: None unless asked for; also None after a fallback.
+    """
+
+    super_batch_id: str
+    positions: Tensor
+    sub_batch_size: int
+    super_batch_size: int
+    reference_version: str
+    cache_hits: int
+    reference_inferences: int
+    perplexity: tuple[float, ...]
+    timings: StageTimings
+    fallback: str | None
+    fallback_reason: str
+    reference_embeddings: ReferenceEmbeddings | None

@@ -1,0 +1,36 @@
+"""The accounts of one loop: what selection cost this process, beside what it saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Stats:
+    """Sums since the loop was made.
+
+    Attributes:
+        examples_loaded: rows that this rank loaded, in super-batches that got a decision or were dead-lettered.
+        examples_trained: rows of them that this rank was given to train on.
+        super_batches: decisions received.
+        cache_hits: rows of these super-batches, all ranks together, whose reference embeddings were cached.
+        reference_inferences: examples, all ranks together, that the reference model had to embed for them.
+        submit_wait_seconds: waiting for the next super-batch to be loaded and submitted.
+        embed_seconds: in the learner's forward passes over super-batches.
+        select_seconds: sending their embeddings and waiting for decisions.
+        fallbacks: decisions that used the job's fallback.
+        dead_lettered: super-batches that got no decision and were skipped.
+        perplexity: of the last decision, the mean over its chunks; NaN before the first.
+    """
+
+    examples_loaded: int = 0
+    examples_trained: int = 0
+    super_batches: int = 0
+    cache_hits: int = 0
+    reference_inferences: int = 0
+    submit_wait_seconds: float = 0.0
+    embed_seconds: float = 0.0
+    select_seconds: float = 0.0
+    fallbacks: int = 0
+    dead_lettered: int = 0
+    perplexity: float = float("nan")

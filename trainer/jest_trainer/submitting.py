@@ -1,0 +1,109 @@
+"""Gets one super-batch's rows known to the server: their keys first, then the features that it asks for."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from jest_trainer.errors import DEAD_LETTERED, JestError
+from jest_trainer.features import Array, check_features, parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from jest_trainer.ahead import Ahead
+    from jest_trainer.conversation import Conversation
+    from jest_trainer.deadlines import Cancellation, Deadline
+    from jest_trainer.job import Job
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_S = 1.0
+"""Between two rounds of calls that each used up its deadline, while nobody waits."""
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(eq=False)
+class Submission(Generic[Batch]):
+    """A super-batch that the server knows of; `dead` is why it will never get a decision, if that is known already."""
+
+    step: int
+    batch: Batch
+    keys: list[str]
+    conversation: Conversation
+    dead: JestError | None = None
+
+
+class Submitter(Generic[Batch]):
+    """Submits super-batches of one rank of one job."""
+
+    def __init__(
+        self,
+        job: Job,
+        keys: Callable[[Batch], Iterable[Any]],
+        features: Callable[[Batch], Mapping[str, Array]],
+        rank: int,
+        prefix: str,
+    ) -> None:
+        self._job = job
+        self._keys = keys
+        self._features = features
+        self._rank = rank
+        self._prefix = prefix
+
+    def submit_ahead(
+        self, step: int, batch: Batch, cancellation: Cancellation, ahead: Ahead[Any, Submission[Batch]]
+    ) -> Submission[Batch]:
+        """Submit a super-batch long before it is needed.
+
+        As long as nobody waits for it, trouble that may pass does no harm: while a training loop pauses to evaluate,
+        the server may be full or restart without anybody noticing.
+        """
+        keys = key_strings(self._keys(batch))
+        conversation = self._job.conversation(f"{self._prefix}{step:08d}", self._rank)
+        submission = Submission(step, batch, keys, conversation)
+        while True:
+            try:
+                self.submit(submission, self._job.deadline(cancellation))
+            except JestError as error:
+                if error.reason == DEAD_LETTERED:
+                    submission.dead = error
+                elif error.transient and not ahead.waited_for:
+                    _log.info("nobody waits for super-batch %s yet, going on: %s", conversation.super_batch_id, error)
+                    cancellation.sleep(error.retry_after_s or _PAUSE_S)
+                    continue
+                else:
+                    raise
+            return submission
+
+    def submit(self, submission: Submission[Batch], deadline: Deadline) -> None:
+        """Submit a super-batch, once more if need be, and upload what is missing."""
+        missing = submission.conversation.submit(submission.keys, deadline).missing_positions
+        if not missing:
+            return
+        features = self._features(submission.batch)
+        check_features(features, len(submission.keys))
+        for part, tensors in parts(features, missing):
+            submission.conversation.upload(missing[part], tensors, deadline)
+
+
+def key_strings(keys: Iterable[Any]) -> list[str]:
+    """Example keys as the contract wants them; integers, also in tensors and arrays, become their decimal form.
+
+    Raises:
+        ValueError: there are none, or one is neither a string nor an integer.
+    """
+    if isinstance(keys, str | bytes):
+        raise ValueError("keys must hold one key for each row, not be a single string")  # noqa: TRY004 - bad input is always ValueError
+    values = keys.tolist() if isinstance(keys, torch.Tensor | np.ndarray) else list(keys)
+    if not values:
+        raise ValueError("keys is empty, expected one key for each row of the super-batch")
+    for row, key in enumerate(values):
+        if isinstance(key, bool) or not isinstance(key, str | int | np.integer):
+            raise ValueError(f"keys[{row}] ({key!r}) must be a string or an integer, not {type(key).__name__}")  # noqa: TRY004 - as above
+    return [str(key) for key in values]
