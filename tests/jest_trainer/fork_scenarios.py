@@ -10,10 +10,11 @@ import os
 import sys
 import time
 
-import jest_trainer as jest
 import torch
-from conftest import POLICY, embeddings, super_batch
 from torch.utils.data import DataLoader, Dataset
+
+import jest_trainer as jest
+from conftest import POLICY, embeddings, super_batch
 
 
 def in_child(action):

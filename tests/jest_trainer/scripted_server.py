@@ -1,8 +1,8 @@
 """A server that speaks jest.v1 on a real port and misbehaves to order.
 
 Unless the script of a method says otherwise it is honest and simple: it remembers keys it was given features for, wants
-the others uploaded, waits for all ranks, and chooses each rank's rows of largest image embedding in the first dimension.
-Run as a program it prints its port and serves until it is killed.
+the others uploaded, waits for all ranks, and chooses each rank's rows of largest image embedding in the first
+dimension. Run as a program it prints its port and serves until it is killed.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ def nothing():
     pass
 
 
-def ahead(items, work=lambda item, ahead: item, limit=2, cancel=nothing):
+def ahead(items, work=lambda item, _ahead: item, limit=2, cancel=nothing):
     return Ahead(items, work, limit=limit, name="jest-test", cancel=cancel)
 
 
 def test_results_come_in_order_and_then_end():
-    with_double = ahead(range(20), lambda item, ahead: item * 2)
+    with_double = ahead(range(20), lambda item, _ahead: item * 2)
     assert list(with_double) == [2 * item for item in range(20)]
     assert next(with_double, "end") == "end"
 
@@ -41,7 +41,7 @@ def test_work_runs_in_another_thread_and_iter_in_this_one():
             return iter([1])
 
     items = Items()
-    (worker,) = ahead(items, lambda item, ahead: threading.current_thread())
+    (worker,) = ahead(items, lambda _item, _ahead: threading.current_thread())
     assert items.iterated_in is threading.current_thread()
     assert worker is not threading.current_thread()
 
@@ -59,7 +59,7 @@ def test_an_error_of_the_iterable_comes_after_the_results_before_it():
 
 
 def test_an_error_of_the_work_comes_out_and_ends_the_thread(until):
-    results = ahead([1, 0, 2], lambda item, ahead: 1 // item)
+    results = ahead([1, 0, 2], lambda item, _ahead: 1 // item)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -101,7 +101,7 @@ def test_closing_twice_or_after_the_end_does_nothing():
 
 def test_closing_cancels_work_in_progress():
     cancelled = threading.Event()
-    results = ahead([1], lambda item, ahead: cancelled.wait(30), cancel=cancelled.set)
+    results = ahead([1], lambda _item, _ahead: cancelled.wait(30), cancel=cancelled.set)
     started = time.monotonic()
     results.close()
     assert time.monotonic() - started < 1.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -9,13 +10,13 @@ import time
 from contextlib import contextmanager
 
 import grpc
-import jest_trainer as jest
 import numpy as np
 import pytest
 import torch
-from conftest import POLICY
 from scripted_server import ScriptedServer, fail, hold
 
+import jest_trainer as jest
+from conftest import POLICY
 from jest_proto.v1 import jobs_pb2
 from jest_trainer.deadlines import Cancellation, Cancelled
 
@@ -89,7 +90,7 @@ def test_pauses_grow_when_the_server_has_no_wish(server, client):
     server.script["GetServerInfo"].extend([fail(Code.UNAVAILABLE)] * 4)
     client.server_info()
     at = [call.at for call in server.seen]
-    gaps = [after - before for before, after in zip(at, at[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(at)]
     assert all(gap >= pause for gap, pause in zip(gaps, (0.1, 0.2, 0.4, 0.8), strict=True))
 
 
@@ -215,9 +216,9 @@ def test_a_port_that_swallows_everything_is_given_up_at_the_deadline():
 def test_a_port_where_nobody_listens_is_given_up_at_the_deadline():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with jest.Client(f"127.0.0.1:{port}", deadline_s=0.7) as client, within(1.7):
-        with pytest.raises(jest.JestError, match="could not be reached; check the address") as caught:
-            client.server_info()
+    unreachable = pytest.raises(jest.JestError, match="could not be reached; check the address")
+    with jest.Client(f"127.0.0.1:{port}", deadline_s=0.7) as client, within(1.7), unreachable as caught:
+        client.server_info()
     assert caught.value.code is Code.UNAVAILABLE
 
 
@@ -229,7 +230,7 @@ def test_a_call_is_given_up_even_when_grpc_does_not_keep_its_own_deadline(server
     start = stub.GetServerInfo.future
     monkeypatch.setattr(client, "_deadline_s", 0.3)
     monkeypatch.setattr(stub, "GetServerInfo", _WithoutTimeout(start))
-    with within(1.3), pytest.raises(jest.JestError, match="nothing within 0.3 s") as caught:
+    with within(1.3), pytest.raises(jest.JestError, match=r"nothing within 0\.3 s") as caught:
         client.server_info()
     assert caught.value.code is Code.DEADLINE_EXCEEDED
 
@@ -238,7 +239,7 @@ class _WithoutTimeout:
     def __init__(self, start):
         self._start = start
 
-    def future(self, request, timeout, metadata):
+    def future(self, request, *, metadata, **_timeout):
         return self._start(request, metadata=metadata)
 
 

@@ -4,10 +4,10 @@ import shutil
 import subprocess
 
 import grpc
-import jest_trainer as jest
 import pytest
 from scripted_server import ScriptedServer, fail
 
+import jest_trainer as jest
 from jest_proto.v1 import jobs_pb2
 
 POLICY = jest.SelectionPolicy(filter_ratio=0.8)
@@ -117,9 +117,9 @@ def test_without_a_token_no_authorization_is_sent(server, client):
 
 def test_tls_credentials_are_used(server):
     # The server speaks plain text: a client with TLS must not be able to talk to it.
-    with jest.Client(server.address, credentials=grpc.ssl_channel_credentials(), deadline_s=0.5) as client:
-        with pytest.raises(jest.JestError):
-            client.server_info()
+    credentials = grpc.ssl_channel_credentials()
+    with jest.Client(server.address, credentials=credentials, deadline_s=0.5) as client, pytest.raises(jest.JestError):
+        client.server_info()
     assert server.seen == []
 
 
@@ -168,9 +168,12 @@ def test_what_a_job_cannot_be_made_of_is_named_before_anything_is_sent(server, c
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 def test_a_server_with_tls_is_spoken_to_through_tls(tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    request = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        "-subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    )
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        [*request.split(), "-keyout", key, "-out", certificate],
         check=True,
         capture_output=True,
     )

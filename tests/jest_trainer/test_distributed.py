@@ -30,12 +30,12 @@ def test_what_the_caller_says_holds_within_a_group(group_of_three):
 
 
 def test_a_group_of_another_size_does_not_guess_the_rank(group_of_three):
-    with pytest.raises(ValueError, match="rank must be given: the job has 2 ranks, torch.distributed 3"):
+    with pytest.raises(ValueError, match=r"rank must be given: the job has 2 ranks, torch\.distributed 3"):
         resolve_rank(None, 2)
 
 
 def test_many_ranks_without_a_group_need_to_be_told_which():
-    with pytest.raises(ValueError, match="rank must be given: the job has 2 ranks, torch.distributed is not init"):
+    with pytest.raises(ValueError, match=r"rank must be given: the job has 2 ranks, torch\.distributed is not init"):
         resolve_rank(None, 2)
 
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pickle
 
 import grpc
-import jest_trainer as jest
 import pytest
 from google.rpc import status_pb2
 from scripted_server import fail
+
+import jest_trainer as jest
 
 Code = grpc.StatusCode
 

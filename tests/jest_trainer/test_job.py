@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import grpc
-import jest_trainer as jest
 import numpy as np
 import pytest
 import torch
-from conftest import POLICY
 from scripted_server import fail
 
+import jest_trainer as jest
+from conftest import POLICY
 from jest_proto.v1 import jobs_pb2, tensors_pb2
 
 

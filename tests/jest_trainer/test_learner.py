@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import jest_trainer as jest
 import pytest
 import torch
 
+import jest_trainer as jest
 from jest_trainer.learner import embed_super_batch
 
 
@@ -13,7 +13,7 @@ def unit(dtype=torch.float32):
 
 def embedded(wire_dtype="as_is", dtype=torch.float32, rows=2):
     return embed_super_batch(
-        lambda batch: jest.Embeddings(unit(dtype), unit(dtype), scale=3.0, bias=1.0),
+        lambda _batch: jest.Embeddings(unit(dtype), unit(dtype), scale=3.0, bias=1.0),
         None,
         rows=rows,
         wire_dtype=wire_dtype,
@@ -47,13 +47,13 @@ def test_a_wire_type_rounds_the_vectors_and_keeps_scale_and_bias(wire_dtype, dty
 def test_vectors_too_large_for_the_wire_type_are_refused():
     with pytest.raises(ValueError, match="image must be finite"):
         embed_super_batch(
-            lambda batch: jest.Embeddings(unit() * 1e5, unit(), scale=1.0), None, rows=2, wire_dtype="fp16"
+            lambda _batch: jest.Embeddings(unit() * 1e5, unit(), scale=1.0), None, rows=2, wire_dtype="fp16"
         )
 
 
 def test_something_else_than_embeddings_is_refused():
     with pytest.raises(ValueError, match=r"embed must return jest_trainer.Embeddings, not tuple"):
-        embed_super_batch(lambda batch: (unit(), unit()), None, rows=2, wire_dtype="as_is")
+        embed_super_batch(lambda _batch: (unit(), unit()), None, rows=2, wire_dtype="as_is")
 
 
 def test_another_number_of_rows_than_keys_is_refused():

@@ -7,6 +7,7 @@ thread that called ``start``, which therefore has to live as long as the server 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -101,10 +102,11 @@ class ServerProcess:
             self.kill()
 
     def kill(self) -> None:
-        """Ends the process with SIGKILL."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        """Ends the process, and whatever it has started, with SIGKILL."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        os.killpg(self._process.pid, signal.SIGKILL)  # leads its own group, and keeps the id until it is waited for
+        self._process.wait()
 
     def _wait_until_ready(self, ready: Callable[[], bool], timeout_s: float, log_start: int) -> None:
         assert self._process is not None

@@ -42,14 +42,15 @@ class ValkeyServer:
         max_memory_policy: str = "noeviction",
         max_memory_bytes: int = 0,
     ) -> None:
-        """Args.
+        """Prepares a server that is not started yet.
 
-        data_dir: Holds the server's files and its log; made if absent.
-        executable: Which server to run; none: the first of ``executables``.
-        port: Port on loopback; 0 takes a free one.
-        append_only: Whether every write is in a file before the next second is over, so that a restart finds it.
-        max_memory_policy: What happens at ``max_memory_bytes``; a queue must be "noeviction".
-        max_memory_bytes: 0 means no limit.
+        Args:
+            data_dir: Holds the server's files and its log; made if absent.
+            executable: Which server to run; none: the first of ``executables``.
+            port: Port on loopback; 0 takes a free one.
+            append_only: Whether writes go to a file, at most a second late, so that a restart finds them.
+            max_memory_policy: What happens at ``max_memory_bytes``; a queue must be "noeviction".
+            max_memory_bytes: 0 means no limit.
         """
         self._executable = executable
         self._data_dir = data_dir

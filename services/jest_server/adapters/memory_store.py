@@ -1,0 +1,358 @@
+"""SuperBatchStore in this process's memory: for unit tests, and for machines without Redis or Valkey.
+
+The same promises as the real one, except that everything is gone with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from jest_server.errors import DeadLettered, SuperBatchUnknown
+from jest_server.model import (
+    Claim,
+    Counters,
+    DeadLetter,
+    Decision,
+    Job,
+    JobSpec,
+    News,
+    ReferenceInfo,
+    Shard,
+    ShardResult,
+    Submission,
+    SubmitStatus,
+    SuperBatch,
+    UploadStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+LETTERS_KEPT = 1000
+_POLL_S = 0.02
+
+
+@dataclass
+class _InFlight:
+    """A super-batch without a decision."""
+
+    reference: ReferenceInfo
+    world_size: int
+    created_at_s: float
+    deadline_s: float
+    submissions: dict[int, Submission] = field(default_factory=dict)
+    uploads: dict[int, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    results: dict[str, ShardResult] = field(default_factory=dict)
+    pending: int = 0
+
+
+@dataclass
+class _Queued:
+    """A shard that is queued or being scored."""
+
+    shard: Shard
+    queued_at_s: float
+    deliveries: int = 0
+    consumer: str | None = None
+    touched_at: float = 0.0
+
+
+@dataclass
+class _JobState:
+    """A job and all that belongs to it."""
+
+    job: Job | None = None
+    counters: dict[str, int] = field(default_factory=dict)
+    in_flight: dict[str, _InFlight] = field(default_factory=dict)
+    decisions: dict[str, tuple[Decision, float]] = field(default_factory=dict)
+    letters: dict[str, DeadLetter] = field(default_factory=dict)
+
+    def add(self, **increments: int) -> None:
+        """Changes the accounts."""
+        for name, increment in increments.items():
+            self.counters[name] = self.counters.get(name, 0) + increment
+
+
+class MemorySuperBatchStore:
+    """Jobs, super-batches, the queue and decisions of one event loop."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, _JobState] = {}
+        self._references: dict[str, tuple[ReferenceInfo, float]] = {}
+        self._queue: dict[str, _Queued] = {}
+        self._tokens = 0
+        self._listeners: set[asyncio.Queue[News]] = set()
+
+    async def ping(self) -> None:
+        """See the port."""
+
+    async def close(self) -> None:
+        """See the port."""
+
+    # Jobs
+
+    async def create_job(self, spec: JobSpec, *, now_s: float) -> tuple[Job, bool]:
+        """See the port."""
+        state = self._jobs.setdefault(spec.name, _JobState())
+        if state.job is not None:
+            return state.job, False
+        state.job = Job(spec=spec, created_at_s=now_s)
+        return state.job, True
+
+    async def get_job(self, name: str) -> Job | None:
+        """See the port."""
+        return self._state(name).job
+
+    async def list_jobs(self, *, after: str, limit: int) -> list[Job]:
+        """See the port."""
+        jobs = [state.job for name, state in sorted(self._jobs.items()) if name > after and state.job is not None]
+        return jobs[:limit]
+
+    async def delete_job(self, name: str) -> bool:
+        """See the port."""
+        state = self._jobs.pop(name, None)
+        self._queue = {token: queued for token, queued in self._queue.items() if queued.shard.job != name}
+        return state is not None and state.job is not None
+
+    async def counters(self, name: str) -> Counters:
+        """See the port."""
+        return Counters.model_validate(self._state(name).counters)
+
+    # Reference models
+
+    async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
+        """See the port."""
+        self._references[info.name] = (info, time.monotonic() + ttl_s)
+
+    async def get_reference(self, name: str) -> ReferenceInfo | None:
+        """See the port."""
+        info, until = self._references.get(name, (None, 0.0))
+        return info if time.monotonic() < until else None
+
+    # Super-batches
+
+    async def submit(self, submission: Submission, *, max_in_flight: int, ttl_s: float, now_s: float) -> SubmitStatus:
+        """See the port."""
+        state = self._jobs.setdefault(submission.job, _JobState())
+        if await self.get_decision(submission.job, submission.super_batch_id):
+            return SubmitStatus.DECIDED
+        if submission.super_batch_id in state.letters:
+            return SubmitStatus.DEAD
+        held = state.in_flight.get(submission.super_batch_id)
+        if held is None:
+            if len(state.in_flight) >= max_in_flight:
+                return SubmitStatus.QUEUE_FULL
+            held = _InFlight(submission.reference, submission.world_size, now_s, now_s + ttl_s)
+            state.in_flight[submission.super_batch_id] = held
+            state.add(submitted=1, in_flight=1)
+        elif held.world_size != submission.world_size:
+            return SubmitStatus.CONFLICT
+        earlier = held.submissions.get(submission.rank)
+        if earlier is not None:
+            return SubmitStatus.REPEATED if earlier.digest == submission.digest else SubmitStatus.CONFLICT
+        held.submissions[submission.rank] = submission.model_copy(update={"reference": held.reference})
+        return SubmitStatus.ACCEPTED
+
+    async def get_super_batch(self, job: str, super_batch_id: str) -> SuperBatch | None:
+        """See the port."""
+        held = self._state(job).in_flight.get(super_batch_id)
+        if held is None:
+            return None
+        return SuperBatch(
+            job=job,
+            super_batch_id=super_batch_id,
+            world_size=held.world_size,
+            reference=held.reference,
+            created_at_s=held.created_at_s,
+            submissions=dict(held.submissions),
+            uploads={rank: dict(uploads) for rank, uploads in held.uploads.items()},
+            pending_shards=held.pending,
+        )
+
+    async def get_dead_letter(self, job: str, super_batch_id: str) -> DeadLetter | None:
+        """See the port."""
+        return self._state(job).letters.get(super_batch_id)
+
+    async def list_dead_letters(self, job: str, *, limit: int) -> list[DeadLetter]:
+        """See the port."""
+        letters = sorted(self._state(job).letters.values(), key=lambda letter: letter.at_s, reverse=True)
+        return letters[:limit]
+
+    async def add_upload(
+        self,
+        job: str,
+        super_batch_id: str,
+        rank: int,
+        *,
+        digest: str,
+        positions: tuple[int, ...],
+        shards: Sequence[Shard],
+    ) -> UploadStatus:
+        """See the port."""
+        held = self._state(job).in_flight.get(super_batch_id)
+        if held is None:
+            return UploadStatus.GONE
+        uploads = held.uploads.setdefault(rank, {})
+        if digest in uploads:
+            return UploadStatus.REPEATED
+        uploads[digest] = positions
+        held.pending += len(shards)
+        for shard in shards:
+            self._enqueue(shard)
+        return UploadStatus.ACCEPTED
+
+    async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
+        """See the port."""
+        held = self._state(job).in_flight.get(super_batch_id)
+        return [] if held is None else list(held.results.values())
+
+    async def decide(self, decision: Decision, *, keep_s: float) -> Decision:
+        """See the port."""
+        job, super_batch_id = decision.job, decision.super_batch_id
+        recorded = await self.get_decision(job, super_batch_id)
+        if recorded is not None:
+            return recorded
+        state, context = self._state(job), {"job": job, "super_batch_id": super_batch_id}
+        if super_batch_id in state.letters:
+            raise DeadLettered(f"super-batch {super_batch_id!r} of job {job!r} was set aside", context)
+        if super_batch_id not in state.in_flight:
+            raise SuperBatchUnknown(f"super-batch {super_batch_id!r} of job {job!r} is not in flight", context)
+        state.decisions[super_batch_id] = (decision, time.monotonic() + keep_s)
+        state.add(
+            selected=1,
+            in_flight=-1,
+            fallbacks=int(decision.fallback is not None),
+            examples_loaded=decision.super_batch_size,
+            examples_selected=decision.sub_batch_size,
+            cache_hits=decision.cache_hits,
+            reference_inferences=decision.reference_inferences,
+        )
+        self._let_go(state, job, super_batch_id)
+        return decision
+
+    async def get_decision(self, job: str, super_batch_id: str) -> Decision | None:
+        """See the port."""
+        decisions = self._state(job).decisions
+        decision, until = decisions.get(super_batch_id, (None, 0.0))
+        if decision is not None and time.monotonic() >= until:
+            del decisions[super_batch_id]
+            return None
+        return decision
+
+    async def dead_letter(self, letter: DeadLetter) -> bool:
+        """See the port."""
+        state = self._state(letter.job)
+        if letter.super_batch_id not in state.in_flight:
+            return False
+        state.add(dead_lettered=1, in_flight=-1)
+        state.letters[letter.super_batch_id] = letter
+        while len(state.letters) > LETTERS_KEPT:
+            del state.letters[min(state.letters.values(), key=lambda held: held.at_s).super_batch_id]
+        self._let_go(state, letter.job, letter.super_batch_id)
+        return True
+
+    async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
+        """See the port."""
+        letters = [
+            DeadLetter(
+                job=job,
+                super_batch_id=super_batch_id,
+                reason="EXPIRED",
+                detail="no decision within the job's super_batch_ttl",
+                at_s=now_s,
+            )
+            for job, state in self._jobs.items()
+            for super_batch_id, held in state.in_flight.items()
+            if held.deadline_s <= now_s
+        ]
+        return [letter for letter in letters if await self.dead_letter(letter)]
+
+    # The queue
+
+    async def claim(self, consumer: str, *, count: int, block_s: float) -> list[Claim]:
+        """See the port."""
+        give_up_at = time.monotonic() + block_s
+        while True:
+            free = deque(token for token, queued in self._queue.items() if queued.consumer is None)
+            claims = [self._take(free.popleft(), consumer) for _ in range(min(count, len(free)))]
+            if claims or time.monotonic() >= give_up_at:
+                return claims
+            await asyncio.sleep(_POLL_S)
+
+    async def reclaim(self, consumer: str, *, idle_s: float, count: int) -> list[Claim]:
+        """See the port."""
+        idle_since = time.monotonic() - idle_s
+        idle = [t for t, q in self._queue.items() if q.consumer is not None and q.touched_at <= idle_since]
+        return [self._take(token, consumer) for token in idle[:count]]
+
+    async def keep(self, consumer: str, claims: Sequence[Claim]) -> None:
+        """See the port."""
+        for queued in self._owned(consumer, claims):
+            queued.touched_at = time.monotonic()
+
+    async def complete(self, claim: Claim, result: ShardResult) -> None:
+        """See the port."""
+        shard = claim.shard
+        self._queue.pop(claim.token, None)
+        held = self._state(shard.job).in_flight.get(shard.super_batch_id)
+        if held is None or shard.shard_id in held.results:
+            return
+        held.results[shard.shard_id] = result
+        held.pending -= 1
+        self._tell(shard.job, shard.super_batch_id)
+
+    async def release(self, consumer: str, claims: Sequence[Claim]) -> None:
+        """See the port."""
+        for queued in self._owned(consumer, claims):
+            queued.consumer = None
+            queued.deliveries -= 1
+
+    async def queue_depth(self) -> int:
+        """See the port."""
+        return len(self._queue)
+
+    async def oldest_queued_age_s(self, *, now_s: float) -> float:
+        """See the port."""
+        return max((now_s - queued.queued_at_s for queued in self._queue.values()), default=0.0)
+
+    async def news(self) -> AsyncIterator[News]:
+        """See the port."""
+        mailbox: asyncio.Queue[News] = asyncio.Queue()
+        self._listeners.add(mailbox)
+        try:
+            while True:
+                yield await mailbox.get()
+        finally:
+            self._listeners.discard(mailbox)
+
+    def _state(self, job: str) -> _JobState:
+        return self._jobs.get(job, _JobState())
+
+    def _enqueue(self, shard: Shard) -> None:
+        self._tokens += 1
+        self._queue[str(self._tokens)] = _Queued(shard, queued_at_s=time.time())
+
+    def _take(self, token: str, consumer: str) -> Claim:
+        queued = self._queue[token]
+        queued.consumer, queued.touched_at = consumer, time.monotonic()
+        queued.deliveries += 1
+        return Claim(queued.shard, token, queued.deliveries)
+
+    def _owned(self, consumer: str, claims: Sequence[Claim]) -> list[_Queued]:
+        held = (self._queue.get(claim.token) for claim in claims)
+        return [queued for queued in held if queued is not None and queued.consumer == consumer]
+
+    def _let_go(self, state: _JobState, job: str, super_batch_id: str) -> None:
+        del state.in_flight[super_batch_id]
+        of_it = [t for t, q in self._queue.items() if (q.shard.job, q.shard.super_batch_id) == (job, super_batch_id)]
+        for token in of_it:
+            del self._queue[token]
+        self._tell(job, super_batch_id)
+
+    def _tell(self, job: str, super_batch_id: str) -> None:
+        for mailbox in self._listeners:
+            mailbox.put_nowait(News(job, super_batch_id))

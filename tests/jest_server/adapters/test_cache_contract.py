@@ -1,0 +1,81 @@
+"""One suite for every EmbeddingCache."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from jest_server.adapters.memory_cache import MemoryEmbeddingCache
+from jest_server.adapters.redis_cache import RedisEmbeddingCache
+from jest_server.model import ReferenceInfo
+from support.servers import queue_kinds, queue_server_of
+
+VALUE = bytes(range(16))
+
+
+@pytest.fixture(scope="module", params=["memory", *queue_kinds()])
+def cache_url(request, tmp_path_factory):
+    if request.param == "memory":
+        yield None
+        return
+    with queue_server_of(request.param, tmp_path_factory.mktemp("cache")) as server:
+        yield f"{server.url}/1"
+
+
+@pytest.fixture
+async def cache(cache_url):
+    cache = MemoryEmbeddingCache() if cache_url is None else RedisEmbeddingCache.from_url(cache_url)
+    yield cache
+    await cache.close()
+
+
+def reference(**fields):
+    values = {"name": uuid.uuid4().hex, "version": "1", "preprocessing_id": "p", "scale": 1.0, "bias": 0.0}
+    return ReferenceInfo(**values | {"embedding_width": 4, "inputs": ()} | fields)
+
+
+async def test_what_was_put_is_found_in_the_order_asked(cache):
+    info = reference()
+    await cache.put(info, {"a": VALUE, "b": VALUE[::-1]})
+    assert await cache.get(info, ["b", "c", "a", "b"]) == [VALUE[::-1], None, VALUE, VALUE[::-1]]
+
+
+async def test_asking_for_nothing_finds_nothing(cache):
+    await cache.put(reference(), {})
+    assert await cache.get(reference(), []) == []
+
+
+@pytest.mark.parametrize("other", [{"name": "other"}, {"version": "2"}, {"preprocessing_id": "q"}])
+async def test_another_model_version_or_preprocessing_is_another_space(cache, other):
+    info = reference()
+    await cache.put(info, {"a": VALUE})
+    assert await cache.get(info.model_copy(update=other), ["a"]) == [None]
+
+
+async def test_a_value_of_another_width_counts_as_absent(cache):
+    info = reference()
+    await cache.put(info, {"a": VALUE[:-2], "b": VALUE})
+    assert await cache.get(info, ["a", "b"]) == [None, VALUE]
+
+
+async def test_more_keys_than_one_round_trip_holds_keep_their_order(cache):
+    info = reference()
+    values = {f"k{i}": i.to_bytes(16, "big") for i in range(2500)}
+    await cache.put(info, values)
+    assert await cache.get(info, list(values)) == list(values.values())
+
+
+async def test_keys_of_any_length_and_script_are_kept_apart(cache):
+    info = reference()
+    values = {"é" * 256: VALUE, "é" * 255: VALUE[::-1], "a/b:c\n": bytes(16)}
+    await cache.put(info, values)
+    assert await cache.get(info, list(values)) == list(values.values())
+
+
+async def test_the_twin_in_memory_forgets_what_was_unused_longest():
+    cache, info = MemoryEmbeddingCache(max_bytes=32), reference()
+    await cache.put(info, {"a": VALUE, "b": VALUE})
+    await cache.get(info, ["a"])
+    await cache.put(info, {"c": VALUE})
+    assert await cache.get(info, ["a", "b", "c"]) == [VALUE, None, VALUE]
