@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from support.servers import queue_kinds, queue_server_of
+from jest_server.embedded.triton import TritonServer
+from support.references import export_tiny_reference
+from support.servers import queue_kinds, queue_server_of, triton_on
 
 
 @pytest.fixture(scope="session", params=queue_kinds())
 def queue_server(request, tmp_path_factory):
-    """URL of a fresh Redis-like server of every kind that is installed; tests share it, so they use keys of their own."""
+    """URL of a fresh Redis-like server, of every kind that is installed; tests share it, so they use their own keys."""
     with queue_server_of(request.param, tmp_path_factory.mktemp(request.param)) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def reference_repository(tmp_path_factory):
+    """Model repository of the tiny reference model; tests only read it."""
+    destination = tmp_path_factory.mktemp("reference") / "repository"
+    export_tiny_reference(destination)
+    return destination
+
+
+@pytest.fixture(scope="session")
+def triton(reference_repository, tmp_path_factory):
+    """Triton serving ``reference_repository``: ``grpc_url``, ``kill()``, ``restart()``; a test that kills restarts."""
+    problem = TritonServer.available()
+    if problem:
+        pytest.skip(problem)
+    with triton_on(reference_repository, tmp_path_factory.mktemp("triton")) as server:
+        yield server
+
+
+from support.stack import reference_towers, stack, stack_repository  # noqa: E402, F401 - fixtures

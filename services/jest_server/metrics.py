@@ -97,6 +97,12 @@ class ScorerMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.inference_examples = Counter(
+            "jest_scorer_inference_examples",
+            "Examples in inference requests, repeated requests included.",
+            ["outcome"],
+            registry=registry,
+        )
         self.reclaimed = Counter(
             "jest_scorer_reclaimed_shards", "Shards taken over from a scorer that went silent.", registry=registry
         )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jest_server.embedded import valkey
+from jest_server.embedded.triton import TritonServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,3 +27,23 @@ def queue_server_of(kind: str, data_dir: Path, *, append_only: bool = False) -> 
         yield server
     finally:
         server.stop()
+
+
+class RestartableTriton(TritonServer):
+    """A Triton that tests share: who breaks it restarts it."""
+
+    def restart(self) -> None:
+        """Starts it again, on the same ports, whatever state it is in."""
+        self.kill()
+        self.start()
+
+
+@contextmanager
+def triton_on(repository: Path, work_dir: Path) -> Iterator[RestartableTriton]:
+    """Serves a model repository; at the end it is killed, which is faster than asking."""
+    server = RestartableTriton(repository, work_dir)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -136,7 +136,7 @@ class TritonServer:
         ]
 
     def _link_backend(self, folder: Path) -> None:
-        """Puts the backend together, which the wheel keeps in parts; links, because the parts find libraries by path."""
+        """Puts the backend together, which the wheel keeps in parts; by links, as the parts find libraries by path."""
         target = self._backends / "python"
         target.mkdir(parents=True)
         for part in (*(folder / "backends" / "python").glob("*.*"), _stub(folder)):

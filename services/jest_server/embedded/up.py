@@ -82,7 +82,7 @@ class Stack:
         self.triton: TritonServer | None = None
         reason = TritonServer.available()
         if reason is None:
-            self.triton = TritonServer(model_repository, log=self.data_dir / "triton.log")
+            self.triton = TritonServer(model_repository, self.data_dir)
             self.parts["triton"] = self.triton
         else:
             self.stand_ins.append(f"the reference model runs inside the scorer, because {reason}")

@@ -11,11 +11,13 @@ from prometheus_client import CollectorRegistry
 from jest_server import logs, metrics, serving
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.adapters.triton import TritonReferenceModel, TritonSettings
 from jest_server.scorer.worker import Worker
 from jest_server.settings import ScorerSettings
 
 if TYPE_CHECKING:
     from jest_server.ports import EmbeddingCache, ReferenceModel, SuperBatchStore
+    from jest_server.reference.observing import Outcome
 
 SERVICE = "jest.scorer"
 """The scorer serves no calls; this is the name under which it answers health checks."""
@@ -72,7 +74,31 @@ def main(settings: ScorerSettings | None = None) -> None:
 
 
 def reference_model(settings: ScorerSettings, counts: metrics.ScorerMetrics) -> ReferenceModel:
-    raise NotImplementedError
+    """Makes the adapter that the settings name; to be called inside the event loop that uses it."""
+
+    def observe(examples: int, seconds: float, outcome: Outcome) -> None:
+        counts.inference_duration.labels(outcome.value).observe(seconds)
+        counts.inference_examples.labels(outcome.value).inc(examples)
+
+    if settings.reference_backend == "triton":
+        triton = TritonSettings(
+            url=settings.triton_url,
+            model=settings.reference_model,
+            microbatch=settings.microbatch,
+            concurrency=settings.concurrent_inferences,
+            timeout_s=settings.inference_timeout_s,
+        )
+        return TritonReferenceModel(triton, on_inference=observe)
+    from jest_server.adapters.inprocess_reference import InProcessReferenceModel  # noqa: PLC0415 - needs torch
+
+    if settings.model_repository is None:
+        raise ValueError("JEST_MODEL_REPOSITORY is not set, expected a folder: reference_backend is in_process")
+    return InProcessReferenceModel(
+        settings.model_repository,
+        model=settings.reference_model,
+        microbatch=settings.microbatch,
+        on_inference=observe,
+    )
 
 
 if __name__ == "__main__":

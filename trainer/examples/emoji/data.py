@@ -59,9 +59,17 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture (row of the flattened pictures) with a caption; `kind` is "clean" or one of `KINDS`."""
+    """A picture with a caption.
+
+    Attributes:
+        picture: row of the flattened pictures.
+        shows: English name of what is drawn.
+        caption: what the pair says it is.
+        kind: "clean" or one of `KINDS`. For the report alone: nobody who trains or selects sees it.
+    """
 
     picture: int
+    shows: str
     caption: str
     kind: str
 
