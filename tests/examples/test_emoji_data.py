@@ -6,7 +6,8 @@ import pictures
 import pytest
 import torch
 from captions import load_emoji
-from data import example_key
+from noise import KINDS
+from pairs import example_key
 from pictures import VENDORS
 
 
@@ -81,7 +82,7 @@ def test_about_half_of_what_the_stream_brings_is_useless(prepared):
 
 
 def test_every_kind_of_useless_caption_occurs(prepared):
-    assert {pair.kind for pair in prepared.stream.pairs} == {"clean", *data.KINDS}
+    assert {pair.kind for pair in prepared.stream.pairs} == {"clean", *KINDS}
 
 
 def test_a_clean_caption_belongs_to_the_emoji_that_is_shown(prepared):

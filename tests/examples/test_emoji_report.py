@@ -7,8 +7,8 @@ import page
 import pytest
 import torch
 from curves import draw_curves
-from data import Pair
 from page import most_chosen_and_refused
+from pairs import Pair
 from PIL import Image
 from report import Results, summary_table, write_results
 from rich.console import Console
@@ -84,7 +84,7 @@ def test_the_page_is_whole_and_loads_nothing_from_elsewhere(folder):
     checker.feed((folder / "pairs.html").read_text())
     assert checker.open == []
     assert checker.remote == []
-    assert len(checker.pictures) == 1 + 2 * 36
+    assert len(checker.pictures) == 1 + 2 * 28
 
 
 def test_the_page_names_both_vendors_and_their_licences(folder):
@@ -105,7 +105,7 @@ def test_pairs_that_were_hardly_seen_are_not_shown(results, prepared):
 
 
 def test_captions_cannot_break_the_page(results, prepared, monkeypatch, tmp_path):
-    monkeypatch.setattr(prepared.stream, "pairs", [Pair(0, "<script>$verdict</script>", "clean")])
+    monkeypatch.setattr(prepared.stream, "pairs", [Pair(0, "<b>", "<script>$verdict</script>")])
     results.jest.account.times_seen = torch.tensor([10])
     results.jest.account.times_trained = torch.tensor([1])
     draw_curves(results, tmp_path / "curves.png")

@@ -147,9 +147,9 @@ def _write_tower(repository: Path, model: str, tower: Tower, export: ReferenceEx
 
     folder = version_folder(repository, model)
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    save_file(
-        {name: value.detach().cpu().contiguous().clone() for name, value in tower.weights.items()}, folder / WEIGHTS
-    )
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in tower.weights.items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # Triton may run as another user, and safetensors lets only the owner read
     if export.architecture is not None:
         shutil.copy(export.architecture, folder)
     config = read_config(repository, model)

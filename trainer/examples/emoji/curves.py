@@ -25,15 +25,15 @@ def draw_curves(results: Results, path: Path) -> None:
         figure = Figure(figsize=(12, 5), layout="constrained")
         FigureCanvasAgg(figure)
         by_examples, by_seconds = figure.subplots(1, 2, sharey=True)
-        _panel(by_examples, results, "examples_trained", "examples trained on")
-        _panel(by_seconds, results, "seconds", "wall-clock, seconds (evaluation left out)")
+        _panel(by_examples, results, "examples_trained", "examples trained on", "examples")
+        _panel(by_seconds, results, "seconds", "wall-clock, seconds (evaluation left out)", "s")
         by_examples.set_ylabel("R@1 on the test split, %")
         by_seconds.legend(loc="lower right", frameon=False)
         figure.suptitle(results.verdict(), fontsize=12, x=0.01, ha="left", wrap=True)
         figure.savefig(path, dpi=120)
 
 
-def _panel(axes: Axes, results: Results, cost: str, label: str) -> None:
+def _panel(axes: Axes, results: Results, cost: str, label: str, unit: str) -> None:
     for run in (results.uniform, results.jest):
         axes.plot(
             [0.0, *(getattr(point, cost) for point in run.points)],
@@ -50,7 +50,7 @@ def _panel(axes: Axes, results: Results, cost: str, label: str) -> None:
     )
     axes.axhline(100 * results.target, color=_COLOURS["uniform"], linestyle="--", linewidth=1)
     if results.reached is not None:
-        _mark(axes, results.reached, cost)
+        _mark(axes, results.reached, cost, unit)
     axes.set_xlabel(label)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -58,11 +58,11 @@ def _panel(axes: Axes, results: Results, cost: str, label: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def _mark(axes: Axes, reached: Point, cost: str) -> None:
+def _mark(axes: Axes, reached: Point, cost: str, unit: str) -> None:
     value, height = getattr(reached, cost), 100 * reached.retrieval.mean
     axes.plot([value], [height], "o", color=_COLOURS["JEST"], markersize=8)
     axes.annotate(
-        f"uniform's final\nreached at {value:,.0f}",
+        f"uniform's final\nreached at {value:,.0f} {unit}",
         (value, height),
         xytext=(12, -34),
         textcoords="offset points",

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data import Batch, EmojiData
+from data import EmojiData
+from pairs import Batch
 from sources import InProcessSelection, PlainSource
 from towers import TwoTowers
 from training import BatchSource, Run, Settings, Watcher, new_model, train

@@ -10,7 +10,9 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from data import KINDS, Pairs
+import torch
+from noise import KINDS
+from pairs import CLEAN, Pairs
 from pictures import VENDORS
 from PIL import Image
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from training import Account
 
-SHOWN = 36
+SHOWN = 28
 MIN_SEEN = 8  # a pair met once or twice says nothing about selection
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -75,8 +77,8 @@ def _tiles(results: Results) -> str:
         "R@1, uniform": f"{results.uniform.final.retrieval.mean:.1%}",
         "R@1, JEST": f"{results.jest.final.retrieval.mean:.1%}",
         "R@1, reference model": f"{results.reference.final.retrieval.mean:.1%}",
-        "fewer examples trained on for uniform's result": ratio,
-        "less wall-clock for uniform's result": seconds,
+        "fewer examples trained on to reach uniform's result": ratio,
+        "uniform's wall-clock over JEST's to the same result": seconds,
     }
     return "\n".join(
         f'<div class="tile"><strong>{value}</strong><span>{escape(name)}</span></div>' for name, value in tiles.items()
@@ -85,7 +87,7 @@ def _tiles(results: Results) -> str:
 
 def _kinds(account: Account, pool: Pairs) -> str:
     rows = []
-    for kind in ("clean", *KINDS):
+    for kind in (CLEAN, *KINDS):
         of_kind = [row for row, pair in enumerate(pool.pairs) if pair.kind == kind]
         seen = _share(account.times_seen, of_kind)
         trained = _share(account.times_trained, of_kind)
@@ -104,17 +106,19 @@ def _bar(share: float, name: str) -> str:
 
 
 def _cards(shown: list[Shown], pool: Pairs) -> str:
-    pictures = pool.pictures([pair.row for pair in shown])
+    pictures = pool.batch(torch.tensor([pair.row for pair in shown], dtype=torch.int64))["image"]
     return "\n".join(_card(pair, pool, picture) for pair, picture in zip(shown, pictures, strict=True))
 
 
 def _card(shown: Shown, pool: Pairs, picture: Tensor) -> str:
     pair = pool.pairs[shown.row]
-    mark = "clean" if pair.kind == "clean" else "useless"
+    clean = pair.kind == CLEAN
+    remark = pair.kind if clean else f"{pair.kind}; shows: {pair.shows}"
     return (
-        f'<figure class="{mark}"><img alt="" width="64" height="64" src="{_data_uri(_png(picture))}">'
+        f'<figure class="{"clean" if clean else "useless"}">'
+        f'<img alt="{escape(pair.shows)}" width="64" height="64" src="{_data_uri(_png(picture))}">'
         f"<figcaption>{escape(pair.caption)}</figcaption>"
-        f'<p class="kind">{escape(pair.kind)}</p>'
+        f'<p class="kind">{escape(remark)}</p>'
         f"<p>chosen {shown.trained:,} of {shown.seen:,}</p></figure>"
     )
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-from data import Batch
+from pairs import Batch, take
 from torch import Tensor
 from towers import TwoTowers
 from training import Account
@@ -72,16 +72,6 @@ class InProcessSelection:
             self._embedded.update(zip(missing, zip(images, texts, strict=True), strict=True))
         images, texts = zip(*(self._embedded[key] for key in batch["keys"]), strict=True)
         return torch.stack(images), torch.stack(texts)
-
-
-def take(batch: Batch, rows: Tensor) -> Batch:
-    """Keep these rows of a batch, in this order."""
-    return Batch(
-        keys=[batch["keys"][row] for row in rows.tolist()],
-        image=batch["image"][rows],
-        tokens=batch["tokens"][rows],
-        index=batch["index"][rows],
-    )
 
 
 def _as_embeddings(model: TwoTowers, image: Tensor, text: Tensor) -> Embeddings:

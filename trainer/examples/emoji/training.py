@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from data import Batch
+from pairs import Batch
 from torch import Tensor
 from torch.nn import functional
 from towers import TwoTowers

@@ -41,9 +41,7 @@ def main() -> None:
             )
             uniform = train_uniform(data, plan, seed, pairs)
             jest = train_selected(data, plan, seed, pairs, in_process(data, plan, seed, reference))
-            table.add_row(
-                f"{rate:g}", *(f"{run.final.retrieval.mean:.3f}" for run in (uniform, jest))
-            )
+            table.add_row(f"{rate:g}", *(f"{run.final.retrieval.mean:.3f}" for run in (uniform, jest)))
 
 
 if __name__ == "__main__":
