@@ -7,14 +7,18 @@ Writes `results.json`, `curves.png` and `pairs.html`, and prints a table.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from data import prepare
-from experiment import FULL, QUICK, in_process, train_reference, train_selected, train_uniform
+from experiment import FULL, QUICK, train_reference, train_selected, train_uniform
 from report import Results, summary_table, write_results
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from served import counted_inference, running_stack, served
 from training import Point, Settings
+
+from jest_trainer import Client
 
 
 class Bar:
@@ -57,10 +61,16 @@ def main() -> None:
         test = data.test.everything()
         reference, taught = train_reference(data, plan, seed, test, Bar(progress, "reference", plan.reference))
         uniform = train_uniform(data, plan, seed, test, Bar(progress, "uniform", plan.uniform))
-        source = in_process(data, plan, seed, reference)
-        jest = train_selected(data, plan, seed, test, source, Bar(progress, "JEST", plan.jest))
+        with (
+            tempfile.TemporaryDirectory(prefix="jest-demo-") as folder,
+            running_stack(reference, data, Path(folder), progress.console.print) as stack,
+            Client(stack.address) as client,
+        ):
+            source = served(data, plan, seed, client)
+            jest = train_selected(data, plan, seed, test, source, Bar(progress, "JEST", plan.jest))
+            inference = counted_inference(stack)
 
-    results = Results(plan, seed, taught, uniform, jest, inference="this process")
+    results = Results(plan, seed, taught, uniform, jest, inference)
     write_results(results, data, arguments.results_dir)
     console.print(summary_table(results))
     console.print(results.verdict(), style="bold")

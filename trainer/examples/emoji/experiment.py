@@ -1,17 +1,18 @@
 """What is run with which settings: the plan of the demo, and its three trainings."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from data import EmojiData
 from pairs import Batch
 from sources import InProcessSelection, PlainSource
 from towers import TwoTowers
-from training import BatchSource, Run, Settings, Watcher, new_model, train
+from training import Run, SelectedSource, Settings, Watcher, new_model, train
 
 from jest_core import SelectionPolicy
 
-LearnerSource = Callable[[TwoTowers], BatchSource]
+LearnerSource = Callable[[TwoTowers], SelectedSource]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ QUICK = Plan(
     curated_pairs=4000,
     super_batch_size=640,
     reference=Settings(steps=300, learning_rate=5e-3, evaluate_every=50),
-    uniform=Settings(steps=400, learning_rate=7e-3),
-    jest=Settings(steps=150, learning_rate=7e-3, evaluate_every=10),
+    uniform=Settings(steps=200, learning_rate=7e-3, evaluate_every=10),
+    jest=Settings(steps=200, learning_rate=7e-3, evaluate_every=10),
 )
 
 
@@ -71,7 +72,8 @@ def train_selected(
 ) -> Run:
     """Train a learner, equal to uniform's at the start, on sub-batches that were selected for it."""
     learner = new_learner(data, plan, seed)
-    return train("JEST", learner, source_for(learner), plan.jest, pairs, watcher)
+    with closing(source_for(learner)) as source:
+        return train("JEST", learner, source, plan.jest, pairs, watcher)
 
 
 def in_process(data: EmojiData, plan: Plan, seed: int, reference: TwoTowers) -> LearnerSource:

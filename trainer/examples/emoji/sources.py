@@ -62,6 +62,10 @@ class InProcessSelection:
         self._step += 1
         return take(loaded, chosen)
 
+    def close(self) -> None:
+        """Forget the reference's embeddings."""
+        self._embedded.clear()
+
     def _embed_once(self, batch: Batch) -> tuple[Tensor, Tensor]:
         missing = {key: row for row, key in enumerate(batch["keys"]) if key not in self._embedded}
         self.account.reference_inferences += len(missing)

@@ -78,6 +78,13 @@ class BatchSource(Protocol):
         """Load, and perhaps select, the next sub-batch for the model as it is now."""
 
 
+class SelectedSource(BatchSource, Protocol):
+    """A source that selects, and may hold something while it does."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 @dataclass(frozen=True)
 class Retrieval:
     """Recall at one over a set of pairs: how often the nearest caption, or picture, is the right one."""
