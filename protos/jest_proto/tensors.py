@@ -220,6 +220,8 @@ def as_torch(spec: pb.TensorSpec, data: Bytes) -> torch.Tensor:
     import torch  # noqa: PLC0415 - only who asks for a torch tensor has torch
 
     dtype = getattr(torch, DATATYPES[spec.datatype].torch)
+    if not data.nbytes:  # torch refuses to view nothing as another type
+        return torch.empty(tuple(spec.shape), dtype=dtype)
     return torch.from_numpy(data).view(dtype).reshape(tuple(spec.shape))
 
 

@@ -12,9 +12,9 @@ import time
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from trainer_samples import POLICY, embeddings, super_batch
 
 import jest_trainer as jest
-from conftest import POLICY, embeddings, super_batch
 
 
 def in_child(action):

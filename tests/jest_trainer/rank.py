@@ -6,9 +6,9 @@ import json
 import sys
 
 from torch import distributed
+from trainer_samples import embeddings, super_batch
 
 import jest_trainer as jest
-from conftest import embeddings, super_batch
 
 
 def main(address, rank, world_size, store):

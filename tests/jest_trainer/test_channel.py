@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from scripted_server import ScriptedServer, fail, hold
+from trainer_samples import POLICY
 
 import jest_trainer as jest
-from conftest import POLICY
 from jest_proto.v1 import jobs_pb2
 from jest_trainer.deadlines import Cancellation, Cancelled
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from scripted_server import fail
+from trainer_samples import POLICY
 
 import jest_trainer as jest
-from conftest import POLICY
 from jest_proto.v1 import jobs_pb2, tensors_pb2
 
 

@@ -8,9 +8,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from trainer_samples import EXPECTED_ROWS, POLICY, embeddings, super_batch
 
 import jest_trainer as jest
-from conftest import EXPECTED_ROWS, POLICY, embeddings, super_batch
 from jest_proto.v1 import jobs_pb2
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import grpc
 import pytest
 from scripted_server import fail, hold, proceed
+from trainer_samples import EXPECTED_ROWS, POLICY, embeddings, super_batch
 
 import jest_trainer as jest
-from conftest import EXPECTED_ROWS, POLICY, embeddings, super_batch
 
 Code = grpc.StatusCode
 MISSING = fail(Code.FAILED_PRECONDITION, "REFERENCE_MISSING", "evicted since submission")
@@ -300,7 +300,7 @@ def test_an_interpreter_that_ends_within_a_loop_ends_quietly(process_server):
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import itertools, jest_trainer as jest\n"
-        "from conftest import POLICY, embeddings, super_batch\n"
+        "from trainer_samples import POLICY, embeddings, super_batch\n"
         f"client = jest.Client({process_server[1]!r}, deadline_s=20)\n"
         "job = client.create_job('run', reference_model='r', policy=POLICY)\n"
         "loop = iter(jest.SelectedBatches(job, map(super_batch, itertools.count()), keys=lambda b: b['keys'],\n"

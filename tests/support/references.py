@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 
 from jest_server.model import ReferenceInput
 from jest_server.reference.export import ReferenceExport, Tower, export_reference
-from support import tiny_towers
+from support import slow_model, tiny_towers
 
 if TYPE_CHECKING:
     from jest_server.model import ReferenceInfo
@@ -40,6 +41,14 @@ def tiny_export(*, seed: int = 0, width: int = tiny_towers.WIDTH) -> ReferenceEx
 def export_tiny_reference(destination: Path, *, seed: int = 0) -> ReferenceInfo:
     """Makes a model repository that Triton and the in-process adapter can serve."""
     return export_reference(tiny_export(seed=seed), destination, template=TEMPLATE)
+
+
+def export_slow_model(repository: Path) -> None:
+    """Makes a model repository with a reference model that is no ensemble, and whose queue holds one request."""
+    folder = repository / slow_model.NAME / "1"
+    folder.mkdir(parents=True)
+    shutil.copy(slow_model.__file__, folder / "model.py")
+    (folder.parent / "config.pbtxt").write_text(slow_model.CONFIG)
 
 
 def tiny_examples(count: int, *, seed: int = 0, length: int = TOKENS_LENGTH) -> dict[str, np.ndarray]:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _GRACE_S = 0.5
-"""How long after its deadline a call is given up even if gRPC does not: its timers may fail after a fork."""
+"""How long after its deadline a call is given up even if gRPC does not.
+
+gRPC's own deadline is not kept after a fork, nor (by some ten seconds) once a stopped server's receive window is full.
+"""
 _LARGEST_ANSWER_BYTES = 512 << 20
 """Reference embeddings come back in one message; everything else is small."""
 _OPTIONS = (

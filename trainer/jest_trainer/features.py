@@ -32,7 +32,7 @@ def check_features(features: Mapping[str, Array], rows: int) -> None:
 def parts(
     features: Mapping[str, Array], rows: Sequence[int], *, part_bytes: int = PART_BYTES
 ) -> Iterator[tuple[slice, dict[str, Array]]]:
-    """Cut `rows` of all features into parts of about `part_bytes`, at least one row each, copying a part at a time.
+    """Cut `rows` (ascending) of all features into parts of about `part_bytes`, copying one part at a time.
 
     Yields:
         Which of `rows` the part holds, and their features.
@@ -42,6 +42,6 @@ def parts(
     step = max(part_bytes // max(total // available, 1), 1)
     for start in range(0, len(rows), step):
         chosen = rows[start : start + step]
-        contiguous = chosen[-1] - chosen[0] == len(chosen) - 1 and list(chosen) == sorted(chosen)
+        contiguous = chosen[-1] - chosen[0] == len(chosen) - 1
         index = slice(chosen[0], chosen[-1] + 1) if contiguous else list(chosen)
         yield slice(start, start + len(chosen)), {name: array[index] for name, array in features.items()}

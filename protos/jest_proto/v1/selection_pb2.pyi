@@ -372,7 +372,9 @@ class SelectSubBatchResponse(_message.Message):
     def timings(self) -> Global___StageTimings: ...
     @_builtins.property
     def reference_embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.Tensor]:
-        """"image_embedding" and "text_embedding" of the chosen rows, in their order, if asked for and not a fallback."""
+        """"image_embedding" and "text_embedding" of the chosen rows, in their order, if asked for. Left out after a fallback, and
+        when a call repeats one whose decision was recorded before: decisions are kept, embeddings are not.
+        """
 
     def __init__(
         self,

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc.aio as triton
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 from tritonclient.utils import InferenceServerException
 
 from jest_server.errors import ReferenceModelError
@@ -207,7 +214,7 @@ class TritonReferenceModel:
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, _CallFailed) and error.outcome in on),
             stop=stop_after_attempt(1 + self._settings.retries),
-            wait=wait_exponential_jitter(initial=_FIRST_WAIT_S, max=_LONGEST_WAIT_S, jitter=_JITTER_S),
+            wait=wait_exponential(_FIRST_WAIT_S, _LONGEST_WAIT_S) + wait_random(0, _JITTER_S),
             before_sleep=_log_repetition,
             reraise=True,
         )
@@ -225,5 +232,8 @@ def _outcome_of(error: InferenceServerException) -> Outcome:
 
 
 def _log_repetition(state: RetryCallState) -> None:
-    assert state.outcome is not None
-    _log.warning("request to Triton is repeated", attempt=state.attempt_number, error=str(state.outcome.exception()))
+    if state.attempt_number == 1:  # what comes of it is in the answer, or in the error
+        assert state.outcome is not None
+        _log.warning(
+            "request to Triton is repeated until it works or is given up", error=str(state.outcome.exception())
+        )

@@ -22,6 +22,9 @@ from jest_server.embedded.own_process import OwnProcess
 from jest_server.embedded.process import LOOPBACK, ServerStartError
 from jest_server.embedded.triton import TritonServer
 from jest_server.embedded.valkey import ValkeyServer
+from jest_server.errors import ReferenceModelError
+from jest_server.reference.config import reference_info
+from jest_server.reference.repository import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,18 +80,14 @@ class Stack:
         self._watcher: threading.Thread | None = None
         self.failure: ServerStartError | None = None
         self.stand_ins: list[str] = []
-        self.valkey = ValkeyServer(self.data_dir / "valkey")
-        self.parts: dict[str, Part] = {"valkey": self.valkey}
+        self.parts: dict[str, Part] = {}
+        self.valkey: ValkeyServer | None = None
         self.triton: TritonServer | None = None
-        reason = TritonServer.available()
-        if reason is None:
-            self.triton = TritonServer(model_repository, self.data_dir)
-            self.parts["triton"] = self.triton
-        else:
-            self.stand_ins.append(f"the reference model runs inside the scorer, because {reason}")
+        self.scorer: OwnProcess | None = None
         self._model_repository = model_repository
         self._reference_model = reference_model
         self._port = port
+        self._choose_servers()
 
     @property
     def address(self) -> str:
@@ -101,12 +100,13 @@ class Stack:
         Raises:
             ServerStartError: If a part does not come up; nothing is left running then.
         """
+        self._check_repository()
         try:
             for name, part in self.parts.items():
                 self._start(name, part)
-            self._add_own_parts()
-            for name in ("scorer", "selector"):
-                self._start(name, self.parts[name])
+            for name, part in self._own_parts().items():
+                self.parts[name] = part
+                self._start(name, part)
         except BaseException:
             self.stop()
             raise
@@ -163,25 +163,55 @@ class Stack:
         found = {
             "selector (gRPC)": self.address,
             "selector metrics": f"http://{LOOPBACK}:{self.selector.metrics_port}/metrics",
-            "scorer metrics": f"http://{LOOPBACK}:{self.scorer.metrics_port}/metrics",
-            "queue and cache": self.valkey.url,
         }
+        if self.scorer is not None:
+            found["scorer metrics"] = f"http://{LOOPBACK}:{self.scorer.metrics_port}/metrics"
+        if self.valkey is not None:
+            found["queue and cache"] = self.valkey.url
         if self.triton is not None:
             found["Triton (gRPC)"] = self.triton.grpc_url
             found["Triton metrics"] = self.triton.metrics_url
         return found
 
-    def _add_own_parts(self) -> None:
-        shared = {"queue_url": f"{self.valkey.url}/0", "cache_url": f"{self.valkey.url}/1", "drain_delay_s": 0}
-        backend = {"reference_model": self._reference_model, "reclaim_idle_s": 2, "announce_interval_s": 1}
-        if self.triton is None:
-            backend |= {"reference_backend": "in_process", "model_repository": self._model_repository}
+    def _choose_servers(self) -> None:
+        no_valkey, no_triton = ValkeyServer.available(), TritonServer.available()
+        if no_valkey is None:
+            self.parts["valkey"] = self.valkey = ValkeyServer(self.data_dir / "valkey")
         else:
-            backend |= {"triton_url": self.triton.grpc_url}
+            self.stand_ins.append(f"queue and cache are in the selector's memory, because {no_valkey}")
+        if no_triton is None:
+            self.parts["triton"] = self.triton = TritonServer(self._model_repository, self.data_dir)
+        else:
+            self.stand_ins.append(f"the reference model runs inside the scorer, because {no_triton}")
+
+    def _check_repository(self) -> None:
+        """Finds what would otherwise only show as a scorer that never gets ready."""
+        try:
+            reference_info(read_config(self._model_repository, self._reference_model))
+        except ReferenceModelError as error:
+            raise ServerStartError(f"the model repository cannot be served: {error}") from error
+
+    def _own_parts(self) -> dict[str, OwnProcess]:
+        """Makes our processes' parts, in the order to start them, now that the servers' ports are known."""
         log = self.data_dir
-        self.scorer = OwnProcess("scorer", "jest_server.scorer", log / "scorer.log", shared | backend)
+        shared: dict[str, object] = {"drain_delay_s": 0}
+        scoring: dict[str, object] = {
+            "reference_model": self._reference_model,
+            "reclaim_idle_s": 2,
+            "announce_interval_s": 1,
+        }
+        if self.triton is None:
+            scoring |= {"reference_backend": "in_process", "model_repository": self._model_repository}
+        else:
+            scoring |= {"triton_url": self.triton.grpc_url}
+        if self.valkey is None:
+            module = "jest_server.embedded.single_process"
+            self.selector = OwnProcess("server", module, log / "server.log", shared | scoring, port=self._port)
+            return {"selector": self.selector}
+        shared |= {"queue_url": f"{self.valkey.url}/0", "cache_url": f"{self.valkey.url}/1"}
+        self.scorer = OwnProcess("scorer", "jest_server.scorer", log / "scorer.log", shared | scoring)
         self.selector = OwnProcess("selector", "jest_server.selector", log / "selector.log", shared, port=self._port)
-        self.parts |= {"scorer": self.scorer, "selector": self.selector}
+        return {"scorer": self.scorer, "selector": self.selector}
 
     def _start(self, name: str, part: Part) -> None:
         part.start()

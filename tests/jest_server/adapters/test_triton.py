@@ -16,7 +16,8 @@ from jest_server.embedded.process import free_port
 from jest_server.errors import ReferenceModelError
 from jest_server.reference.observing import Outcome
 from jest_server.reference.repository import LoadedReference
-from support.references import put_in_mood, tiny_examples
+from support import slow_model
+from support.references import export_slow_model, put_in_mood, tiny_examples
 from support.servers import triton_on
 from support.tiny_towers import NAP_S, SECRET, VOCABULARY, WIDTH, Mood
 
@@ -177,29 +178,32 @@ async def test_a_bad_request_does_not_fail_those_that_triton_runs_with_it(connec
     await busy
 
 
-async def test_a_full_queue_is_waited_for_not_surfaced(connect, seen, bounded_triton):
-    model = connect(url=bounded_triton.grpc_url, microbatch=1, concurrency=12, retries=12)
-    examples = put_in_mood(tiny_examples(12), 0, Mood.SLOW)
-    assert np.isfinite(await model.embed(examples)).all()
-    outcomes = count_outcomes(seen)
-    assert outcomes[Outcome.BUSY] > 0
-    assert outcomes[Outcome.OK] == 12
-
-
 @pytest.fixture(scope="module")
-def bounded_triton(reference_repository, tmp_path_factory):
-    """A Triton whose encoders let one request wait."""
-    repository = tmp_path_factory.mktemp("bounded") / "repository"
-    repository.mkdir()
-    for model in reference_repository.iterdir():
-        copied = repository / model.name
-        copied.mkdir()
-        (copied / "1").symlink_to(model / "1")
-        policy = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
-        config = (model / "config.pbtxt").read_text()
-        (copied / "config.pbtxt").write_text(config.replace("dynamic_batching {\n}", policy))
+def bounded_triton(tmp_path_factory):
+    """Serves a reference model that takes its time and lets one request wait."""
+    repository = tmp_path_factory.mktemp("bounded")
+    export_slow_model(repository)
     with triton_on(repository, tmp_path_factory.mktemp("bounded-work")) as server:
         yield server
+
+
+async def test_a_full_queue_is_waited_for_not_surfaced(connect, seen, bounded_triton):
+    model = connect(url=bounded_triton.grpc_url, model=slow_model.NAME, microbatch=1, concurrency=6, retries=20)
+    examples = {"number": np.arange(6, dtype=np.float32).reshape(6, 1)}
+    np.testing.assert_array_equal((await model.embed(examples))[:, 0], examples["number"])
+    outcomes = count_outcomes(seen)
+    assert outcomes[Outcome.BUSY] > 0
+    assert outcomes[Outcome.OK] == 6
+
+
+async def test_a_model_that_is_busy_is_ready_all_the_same(connect, seen, bounded_triton):
+    url = bounded_triton.grpc_url
+    model = connect(url=url, model=slow_model.NAME, microbatch=1, concurrency=6, retries=20)
+    embedding = asyncio.create_task(model.embed({"number": np.zeros((6, 1), np.float32)}))
+    while Outcome.BUSY not in count_outcomes(seen):
+        await asyncio.sleep(0.01)
+    assert await connect(url=url, model=slow_model.NAME, retries=20, ready_timeout_s=10).ready()
+    await embedding
 
 
 async def test_a_request_past_its_deadline_is_given_up(connect, seen):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import urllib.request
 from pathlib import Path
 
@@ -10,10 +9,25 @@ import pytest
 from jest_server.embedded import triton as embedded
 from jest_server.embedded.process import ServerStartError
 from jest_server.embedded.triton import TritonServer
-from support.servers import RestartableTriton
+from support import slow_model
+from support.references import export_slow_model
+from support.servers import triton_on
 
 if TritonServer.available():
     pytest.skip(str(TritonServer.available()), allow_module_level=True)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """One model that is loaded at once."""
+    export_slow_model(tmp_path / "repository")
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def server(repository, tmp_path):
+    with triton_on(repository, tmp_path / "work") as server:
+        yield server
 
 
 def shared_memory_of(server):
@@ -30,52 +44,58 @@ def all_gone(processes):
     return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_it_listens_on_loopback_only(triton):
-    listening = {c.laddr for c in psutil.Process(triton.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert {address.ip for address in listening} == {"127.0.0.1"}
-    assert f"127.0.0.1:{triton._ports['grpc']}" == triton.grpc_url
+def test_it_listens_on_loopback_only(server):
+    connections = psutil.Process(server.pid).net_connections("tcp")
+    listening = {c.laddr.ip.removeprefix("::ffff:") for c in connections if c.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
 
 
-def test_its_metrics_are_where_it_says(triton):
-    with urllib.request.urlopen(triton.metrics_url) as answer:
+def test_its_metrics_are_where_it_says(server):
+    with urllib.request.urlopen(server.metrics_url) as answer:
         assert b"nv_inference_request_success" in answer.read()
 
 
-def test_nothing_is_left_after_a_stop(reference_repository, tmp_path):
-    server = TritonServer(reference_repository, tmp_path)
-    server.start()
+@pytest.mark.parametrize("end", [TritonServer.stop, TritonServer.kill])
+def test_nothing_is_left_when_it_has_ended(server, tmp_path, end):
     family = family_of(server)
-    assert len(family) > 2
+    assert len(family) > 1
     assert shared_memory_of(server)
-    server.stop()
+    end(server)
     assert all_gone(family)
     assert not shared_memory_of(server)
-    assert [path.name for path in tmp_path.iterdir()] == ["triton.log"]
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["triton.log"]
 
 
-def test_nothing_is_left_after_a_kill_and_it_starts_again_on_the_same_ports(triton):
-    family, url = family_of(triton), triton.grpc_url
-    triton.kill()
-    assert all_gone(family)
-    assert not shared_memory_of(triton)
-    triton.start()
-    assert triton.grpc_url == url
+def test_it_starts_again_on_the_same_ports(server):
+    url = server.grpc_url
+    server.kill()
+    server.start()
+    assert server.alive
+    assert server.grpc_url == url
 
 
-def test_a_model_that_cannot_be_loaded_is_told_with_tritons_own_words(reference_repository, tmp_path):
-    repository = shutil.copytree(reference_repository, tmp_path / "repository")
-    (repository / "jest_text_encoder" / "1" / "weights.safetensors").unlink()
+def test_what_a_crash_left_behind_is_gone_after_the_next_start(server):
+    psutil.Process(server.pid).kill()
+    psutil.Process(server.pid).wait()
+    left = shared_memory_of(server)
+    assert left
+    server.start()
+    assert not set(left) & set(shared_memory_of(server))
+
+
+def test_a_model_that_cannot_be_loaded_is_told_with_tritons_own_words(repository, tmp_path):
+    (repository / slow_model.NAME / "1" / "model.py").write_text("raise RuntimeError('no such tower')")
     server = TritonServer(repository, tmp_path / "work")
     with pytest.raises(ServerStartError, match=r"tritonserver ended with status 1; (?s:.*)failed to load all models"):
         server.start()
     assert not shared_memory_of(server)
 
 
-def test_a_port_lost_to_another_triton_is_noticed(triton, reference_repository, tmp_path):
-    server = RestartableTriton(reference_repository, tmp_path)
-    server._ports = dict(triton._ports)
+def test_a_port_lost_to_another_triton_is_noticed(server, repository, tmp_path):
+    second = TritonServer(repository, tmp_path / "second")
+    second._ports = dict(server._ports)
     with pytest.raises(ServerStartError, match="tritonserver ended with status 1"):
-        server.start()
+        second.start()
 
 
 def test_a_machine_without_the_package_is_told_so(monkeypatch, tmp_path):

@@ -65,7 +65,7 @@ def test_two_servers_take_different_ports(server, tmp_path):
 
 def test_a_taken_port_is_told_with_the_servers_own_words(server, tmp_path):
     second = valkey.ValkeyServer(tmp_path / "second", port=server.port)
-    with pytest.raises(ServerStartError, match=r"valkey-server ended with status 1 .*(?s:.*)Address already in use"):
+    with pytest.raises(ServerStartError, match=r"valkey-server ended with status 1; (?s:.*)Address already in use"):
         second.start()
     assert not second.alive
 

@@ -118,6 +118,6 @@ def counted_inference(stack: Stack) -> str:
         sample.labels["model"]: int(sample.value)
         for family in families
         for sample in family.samples
-        if sample.name == "nv_inference_count"
+        if family.name == "nv_inference_count"
     }
     return f"Triton, which counts {counts.get('jest_image_encoder', 0):,} with its probes"
