@@ -4,6 +4,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What the contract must stay compatible with: the last release, or what is committed if there is none yet.
+RELEASED = $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse HEAD)
+GIT_DIR = $(shell git rev-parse --path-format=absolute --git-common-dir)
 DEMO_OPTIONS := $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
@@ -39,7 +42,7 @@ imports: $(READY)
 contract: $(READY) proto
 	git diff --exit-code -- protos
 	cd protos && ../$(BIN)/buf lint
-	cd protos && ../$(BIN)/buf breaking --against '../.git#branch=main,subdir=protos'
+	cd protos && ../$(BIN)/buf breaking --against '$(GIT_DIR)#ref=$(RELEASED),subdir=protos'
 
 bench: $(READY) ## Measure the selection against what it replaces
 	$(BIN)/python benchmarks/selection.py

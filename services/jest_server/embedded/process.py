@@ -1,7 +1,6 @@
 """One server process of somebody else's making: started with a log file, watched until it is ready, ended by its pid.
 
-On Linux it gets SIGTERM when the process that started it dies, however that happens; the kernel ties this to the
-thread that called ``start``, which therefore has to live as long as the server is wanted.
+On Linux it gets SIGTERM when the process that started it dies, however that happens.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ LOOPBACK = "127.0.0.1"
 _POLL_S = 0.02
 _LOG_TAIL_BYTES = 2000
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
+_STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-starter")
+"""Starts every server, because the kernel takes the end of the thread that started one for the parent's death."""
 
 
 class ServerStartError(RuntimeError):
@@ -77,14 +79,15 @@ class ServerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             log_start = log.tell()
-            self._process = subprocess.Popen(  # noqa: S603 - the command is ours, no shell is involved
+            self._process = _STARTER.submit(
+                subprocess.Popen,
                 _tied(command),
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C at the terminal is for us to pass on, in our order
-            )
+            ).result()
         try:
             self._wait_until_ready(ready, timeout_s, log_start)
         except BaseException:

@@ -75,7 +75,6 @@ class Stack:
         self._on_event = on_event
         self._restarts: Counter[str] = Counter()
         self._stopping = threading.Event()
-        self._stopped = threading.Event()
         self._changing = threading.Lock()
         self._watcher: threading.Thread | None = None
         self.failure: ServerStartError | None = None
@@ -118,10 +117,8 @@ class Stack:
         self._stopping.set()
         with self._changing:
             for name, part in reversed(self.parts.items()):
-                if part.alive:
-                    part.stop()
-                    self._on_event(f"{name} stopped")
-        self._stopped.set()
+                part.stop()
+                self._on_event(f"{name} stopped")
         if self._watcher is not None:
             self._watcher.join()
         if self._own_data_dir:
@@ -224,8 +221,6 @@ class Stack:
                     if not part.alive and not self._stopping.is_set():
                         self._on_event(f"{name} died")
                         self._restart(name, part)
-        # The kernel ends the parts that this thread started when it ends: they have to be drained first.
-        self._stopped.wait()
 
     def _restart(self, name: str, part: Part) -> None:
         self._restarts[name] += 1

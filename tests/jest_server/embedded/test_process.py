@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -98,6 +99,14 @@ def test_stopping_twice_or_before_the_start_does_nothing(server, start):
     server.stop(grace_s=10)
     server.stop(grace_s=1)
     assert not server.alive
+
+
+def test_a_server_outlives_the_thread_that_started_it(server, start):
+    thread = threading.Thread(target=start, args=(SAYS_READY.format(rest=""),))
+    thread.start()
+    thread.join()
+    with pytest.raises(psutil.TimeoutExpired):
+        psutil.Process(server.pid).wait(timeout=0.3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")

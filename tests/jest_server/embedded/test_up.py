@@ -53,12 +53,13 @@ def said(process, pattern):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_serves_until_it_is_interrupted_and_leaves_nothing_behind(stack_repository, tmp_path, number):
-    before = set(Path("/dev/shm").iterdir())
     command = [COMMAND, "up", "--model-repository", stack_repository, "--listen", "127.0.0.1:0", "--data-dir", tmp_path]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         found, lines = said(process, r"^selector \(gRPC\)\s+(\S+)")
         _, more = said(process, r"Ctrl-C drains")
         children = psutil.Process(process.pid).children(recursive=True)
+        (triton_id,) = {w.removeprefix("--id=") for c in children for w in c.cmdline() if w.startswith("--id=")}
+        assert list(Path("/dev/shm").glob(f"{triton_id}*"))
         assert select_some(found[1]).selected == 2
         process.send_signal(number)
         rest = process.stderr.read()
@@ -67,7 +68,7 @@ def test_up_serves_until_it_is_interrupted_and_leaves_nothing_behind(stack_repos
     assert "all ended" in rest
     assert len(children) >= 4
     assert not psutil.wait_procs(children, timeout=5)[1]
-    assert not {path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("jest-")}
+    assert not list(Path("/dev/shm").glob(f"{triton_id}*"))
     assert {"selector.log", "scorer.log", "triton.log"} <= {path.name for path in tmp_path.iterdir()}
 
 

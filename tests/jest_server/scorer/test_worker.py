@@ -119,7 +119,7 @@ async def test_a_shard_that_outlives_too_many_scorers_is_set_aside(bench):
     super_batch_id = await bench.queue(["a"])
     await bench.store.claim("dies-0", count=1, block_s=1)
     for i in range(1, 3):
-        await bench.store.reclaim(f"dies-{i}", idle_s=0, count=1)
+        await bench.store.reclaim(f"dies-{i}", idle_s=0, count=100)
     async with bench.working(max_deliveries=3, reclaim_idle_s=0.1):
         letter = await bench.dead(super_batch_id)
     assert letter.reason == "TOO_MANY_DELIVERIES"
