@@ -74,6 +74,9 @@ class SuperBatchStore(Protocol):
         job are there (QUEUE_FULL; nothing is stored). REPEATED: the same digest was there. CONFLICT: another digest or
         world size was there. DECIDED and DEAD: the super-batch is not in flight any more. A later rank's own
         ``reference`` is ignored: ``get_super_batch`` tells the pinned one.
+
+        Raises:
+            JobUnknown: If the job was never registered, or was deleted meanwhile.
         """
 
     async def get_super_batch(self, job: str, super_batch_id: str) -> SuperBatch | None:
@@ -94,7 +97,10 @@ class SuperBatchStore(Protocol):
         positions: tuple[int, ...],
         shards: Sequence[Shard],
     ) -> UploadStatus:
-        """Queues all shards of one upload or none; an upload of the same rank and digest is queued once."""
+        """Queues all shards of one upload or none; an upload of the same rank and digest is queued once.
+
+        A ``shard_id`` names one shard of its super-batch, whichever upload brought it.
+        """
 
     async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
         """Returns the results of all scored shards of a super-batch in flight."""
@@ -123,7 +129,8 @@ class SuperBatchStore(Protocol):
     async def claim(self, consumer: str, *, count: int, block_s: float) -> list[Claim]:
         """Takes up to ``count`` shards that nobody has, waiting up to ``block_s`` for the first.
 
-        Shards whose super-batch is not in flight any more are dropped on the way, not returned.
+        Shards whose super-batch is not in flight any more are dropped on the way, not returned. Whoever cancels a
+        claim may have taken shards without knowing: they wait for ``reclaim``.
         """
 
     async def reclaim(self, consumer: str, *, idle_s: float, count: int) -> list[Claim]:
@@ -145,7 +152,10 @@ class SuperBatchStore(Protocol):
         """Age of the oldest shard queued or being scored; 0 if there is none."""
 
     def news(self) -> AsyncIterator[News]:
-        """Yields what is scored, decided or dead-lettered from now on; survives reconnects, with repeats."""
+        """Yields what is scored, decided, dead-lettered or deleted from the first step on.
+
+        Survives reconnects, with repeats; a listener that is thousands behind misses some.
+        """
 
 
 class EmbeddingCache(Protocol):

@@ -6,12 +6,12 @@ The same promises as the real one, except that everything is gone with the proce
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jest_server.errors import DeadLettered, SuperBatchUnknown
+from jest_server.errors import DeadLettered, JobUnknown, SuperBatchUnknown
 from jest_server.model import (
     Claim,
     Counters,
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 LETTERS_KEPT = 1000
-_POLL_S = 0.02
+NEWS_KEPT = 4096
+"""Of what a listener has not taken yet; the oldest go first."""
 
 
 @dataclass
@@ -46,8 +47,9 @@ class _InFlight:
     deadline_s: float
     submissions: dict[int, Submission] = field(default_factory=dict)
     uploads: dict[int, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    """By shard id: the queue's handle of each shard to score."""
     results: dict[str, ShardResult] = field(default_factory=dict)
-    pending: int = 0
 
 
 @dataclass
@@ -65,16 +67,24 @@ class _Queued:
 class _JobState:
     """A job and all that belongs to it."""
 
-    job: Job | None = None
+    job: Job
     counters: dict[str, int] = field(default_factory=dict)
     in_flight: dict[str, _InFlight] = field(default_factory=dict)
     decisions: dict[str, tuple[Decision, float]] = field(default_factory=dict)
+    """By super-batch id: the decision and its end."""
+    ends: list[tuple[float, str]] = field(default_factory=list)
+    """Heap of the decisions' ends."""
     letters: dict[str, DeadLetter] = field(default_factory=dict)
 
     def add(self, **increments: int) -> None:
         """Changes the accounts."""
         for name, increment in increments.items():
             self.counters[name] = self.counters.get(name, 0) + increment
+
+    def forget_decisions(self) -> None:
+        """Drops the decisions that were kept for as long as asked."""
+        while self.ends and self.ends[0][0] <= time.monotonic():
+            del self.decisions[heapq.heappop(self.ends)[1]]
 
 
 class MemorySuperBatchStore:
@@ -85,6 +95,7 @@ class MemorySuperBatchStore:
         self._references: dict[str, tuple[ReferenceInfo, float]] = {}
         self._queue: dict[str, _Queued] = {}
         self._tokens = 0
+        self._queued = asyncio.Event()
         self._listeners: set[asyncio.Queue[News]] = set()
 
     async def ping(self) -> None:
@@ -97,30 +108,35 @@ class MemorySuperBatchStore:
 
     async def create_job(self, spec: JobSpec, *, now_s: float) -> tuple[Job, bool]:
         """See the port."""
-        state = self._jobs.setdefault(spec.name, _JobState())
-        if state.job is not None:
+        state = self._jobs.get(spec.name)
+        if state is not None:
             return state.job, False
-        state.job = Job(spec=spec, created_at_s=now_s)
-        return state.job, True
+        job = Job(spec=spec, created_at_s=now_s)
+        self._jobs[spec.name] = _JobState(job)
+        return job, True
 
     async def get_job(self, name: str) -> Job | None:
         """See the port."""
-        return self._state(name).job
+        state = self._jobs.get(name)
+        return None if state is None else state.job
 
     async def list_jobs(self, *, after: str, limit: int) -> list[Job]:
         """See the port."""
-        jobs = [state.job for name, state in sorted(self._jobs.items()) if name > after and state.job is not None]
-        return jobs[:limit]
+        return [self._jobs[name].job for name in sorted(self._jobs) if name > after][:limit]
 
     async def delete_job(self, name: str) -> bool:
         """See the port."""
         state = self._jobs.pop(name, None)
-        self._queue = {token: queued for token, queued in self._queue.items() if queued.shard.job != name}
-        return state is not None and state.job is not None
+        if state is None:
+            return False
+        for super_batch_id in list(state.in_flight):
+            self._let_go(state, super_batch_id)
+        return True
 
     async def counters(self, name: str) -> Counters:
         """See the port."""
-        return Counters.model_validate(self._state(name).counters)
+        state = self._jobs.get(name)
+        return Counters() if state is None else Counters.model_validate(state.counters)
 
     # Reference models
 
@@ -137,7 +153,9 @@ class MemorySuperBatchStore:
 
     async def submit(self, submission: Submission, *, max_in_flight: int, ttl_s: float, now_s: float) -> SubmitStatus:
         """See the port."""
-        state = self._jobs.setdefault(submission.job, _JobState())
+        state = self._jobs.get(submission.job)
+        if state is None:
+            raise JobUnknown(f"job {submission.job!r} does not exist any more", {"job": submission.job})
         if await self.get_decision(submission.job, submission.super_batch_id):
             return SubmitStatus.DECIDED
         if submission.super_batch_id in state.letters:
@@ -159,7 +177,7 @@ class MemorySuperBatchStore:
 
     async def get_super_batch(self, job: str, super_batch_id: str) -> SuperBatch | None:
         """See the port."""
-        held = self._state(job).in_flight.get(super_batch_id)
+        held = self._held(job, super_batch_id)
         if held is None:
             return None
         return SuperBatch(
@@ -170,17 +188,19 @@ class MemorySuperBatchStore:
             created_at_s=held.created_at_s,
             submissions=dict(held.submissions),
             uploads={rank: dict(uploads) for rank, uploads in held.uploads.items()},
-            pending_shards=held.pending,
+            pending_shards=len(held.tokens),
         )
 
     async def get_dead_letter(self, job: str, super_batch_id: str) -> DeadLetter | None:
         """See the port."""
-        return self._state(job).letters.get(super_batch_id)
+        state = self._jobs.get(job)
+        return None if state is None else state.letters.get(super_batch_id)
 
     async def list_dead_letters(self, job: str, *, limit: int) -> list[DeadLetter]:
         """See the port."""
-        letters = sorted(self._state(job).letters.values(), key=lambda letter: letter.at_s, reverse=True)
-        return letters[:limit]
+        state = self._jobs.get(job)
+        letters = [] if state is None else list(state.letters.values())
+        return sorted(letters, key=lambda letter: (letter.at_s, letter.super_batch_id), reverse=True)[:limit]
 
     async def add_upload(
         self,
@@ -193,21 +213,20 @@ class MemorySuperBatchStore:
         shards: Sequence[Shard],
     ) -> UploadStatus:
         """See the port."""
-        held = self._state(job).in_flight.get(super_batch_id)
+        held = self._held(job, super_batch_id)
         if held is None:
             return UploadStatus.GONE
         uploads = held.uploads.setdefault(rank, {})
         if digest in uploads:
             return UploadStatus.REPEATED
         uploads[digest] = positions
-        held.pending += len(shards)
         for shard in shards:
-            self._enqueue(shard)
+            self._enqueue(held, shard, deliveries=0)
         return UploadStatus.ACCEPTED
 
     async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
         """See the port."""
-        held = self._state(job).in_flight.get(super_batch_id)
+        held = self._held(job, super_batch_id)
         return [] if held is None else list(held.results.values())
 
     async def decide(self, decision: Decision, *, keep_s: float) -> Decision:
@@ -216,12 +235,14 @@ class MemorySuperBatchStore:
         recorded = await self.get_decision(job, super_batch_id)
         if recorded is not None:
             return recorded
-        state, context = self._state(job), {"job": job, "super_batch_id": super_batch_id}
-        if super_batch_id in state.letters:
+        state, context = self._jobs.get(job), {"job": job, "super_batch_id": super_batch_id}
+        if state is not None and super_batch_id in state.letters:
             raise DeadLettered(f"super-batch {super_batch_id!r} of job {job!r} was set aside", context)
-        if super_batch_id not in state.in_flight:
+        if state is None or super_batch_id not in state.in_flight:
             raise SuperBatchUnknown(f"super-batch {super_batch_id!r} of job {job!r} is not in flight", context)
-        state.decisions[super_batch_id] = (decision, time.monotonic() + keep_s)
+        until = time.monotonic() + keep_s
+        state.decisions[super_batch_id] = (decision, until)
+        heapq.heappush(state.ends, (until, super_batch_id))
         state.add(
             selected=1,
             in_flight=-1,
@@ -231,28 +252,30 @@ class MemorySuperBatchStore:
             cache_hits=decision.cache_hits,
             reference_inferences=decision.reference_inferences,
         )
-        self._let_go(state, job, super_batch_id)
+        self._let_go(state, super_batch_id)
         return decision
 
     async def get_decision(self, job: str, super_batch_id: str) -> Decision | None:
         """See the port."""
-        decisions = self._state(job).decisions
-        decision, until = decisions.get(super_batch_id, (None, 0.0))
-        if decision is not None and time.monotonic() >= until:
-            del decisions[super_batch_id]
+        state = self._jobs.get(job)
+        if state is None:
             return None
+        state.forget_decisions()
+        decision, _ = state.decisions.get(super_batch_id, (None, 0.0))
         return decision
 
     async def dead_letter(self, letter: DeadLetter) -> bool:
         """See the port."""
-        state = self._state(letter.job)
-        if letter.super_batch_id not in state.in_flight:
+        state = self._jobs.get(letter.job)
+        if state is None or letter.super_batch_id not in state.in_flight:
             return False
         state.add(dead_lettered=1, in_flight=-1)
         state.letters[letter.super_batch_id] = letter
         while len(state.letters) > LETTERS_KEPT:
-            del state.letters[min(state.letters.values(), key=lambda held: held.at_s).super_batch_id]
-        self._let_go(state, letter.job, letter.super_batch_id)
+            del state.letters[
+                min(state.letters.values(), key=lambda held: (held.at_s, held.super_batch_id)).super_batch_id
+            ]
+        self._let_go(state, letter.super_batch_id)
         return True
 
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
@@ -275,13 +298,13 @@ class MemorySuperBatchStore:
 
     async def claim(self, consumer: str, *, count: int, block_s: float) -> list[Claim]:
         """See the port."""
-        give_up_at = time.monotonic() + block_s
-        while True:
-            free = deque(token for token, queued in self._queue.items() if queued.consumer is None)
-            claims = [self._take(free.popleft(), consumer) for _ in range(min(count, len(free)))]
-            if claims or time.monotonic() >= give_up_at:
-                return claims
-            await asyncio.sleep(_POLL_S)
+        try:
+            async with asyncio.timeout(block_s):
+                while not (free := [token for token, queued in self._queue.items() if queued.consumer is None]):
+                    await self._queued.wait()
+        except TimeoutError:
+            return []
+        return [self._take(token, consumer) for token in free[:count]]
 
     async def reclaim(self, consumer: str, *, idle_s: float, count: int) -> list[Claim]:
         """See the port."""
@@ -291,25 +314,27 @@ class MemorySuperBatchStore:
 
     async def keep(self, consumer: str, claims: Sequence[Claim]) -> None:
         """See the port."""
-        for queued in self._owned(consumer, claims):
+        for _, queued in self._owned(consumer, claims):
             queued.touched_at = time.monotonic()
 
     async def complete(self, claim: Claim, result: ShardResult) -> None:
         """See the port."""
         shard = claim.shard
-        self._queue.pop(claim.token, None)
-        held = self._state(shard.job).in_flight.get(shard.super_batch_id)
-        if held is None or shard.shard_id in held.results:
+        held = self._held(shard.job, shard.super_batch_id)
+        token = None if held is None else held.tokens.pop(shard.shard_id, None)
+        if held is None or token is None:
             return
+        del self._queue[token]
         held.results[shard.shard_id] = result
-        held.pending -= 1
         self._tell(shard.job, shard.super_batch_id)
 
     async def release(self, consumer: str, claims: Sequence[Claim]) -> None:
-        """See the port."""
-        for queued in self._owned(consumer, claims):
-            queued.consumer = None
-            queued.deliveries -= 1
+        """See the port. A released shard goes to the end of the queue, and its age starts anew."""
+        for token, queued in self._owned(consumer, claims):
+            held = self._held(queued.shard.job, queued.shard.super_batch_id)
+            assert held is not None, "the queue holds only shards of super-batches in flight"
+            del self._queue[token]
+            self._enqueue(held, queued.shard, deliveries=queued.deliveries - 1)
 
     async def queue_depth(self) -> int:
         """See the port."""
@@ -317,11 +342,12 @@ class MemorySuperBatchStore:
 
     async def oldest_queued_age_s(self, *, now_s: float) -> float:
         """See the port."""
-        return max((now_s - queued.queued_at_s for queued in self._queue.values()), default=0.0)
+        oldest = min((queued.queued_at_s for queued in self._queue.values()), default=now_s)
+        return max(0.0, now_s - oldest)
 
     async def news(self) -> AsyncIterator[News]:
         """See the port."""
-        mailbox: asyncio.Queue[News] = asyncio.Queue()
+        mailbox: asyncio.Queue[News] = asyncio.Queue(NEWS_KEPT)
         self._listeners.add(mailbox)
         try:
             while True:
@@ -329,12 +355,16 @@ class MemorySuperBatchStore:
         finally:
             self._listeners.discard(mailbox)
 
-    def _state(self, job: str) -> _JobState:
-        return self._jobs.get(job, _JobState())
+    def _held(self, job: str, super_batch_id: str) -> _InFlight | None:
+        state = self._jobs.get(job)
+        return None if state is None else state.in_flight.get(super_batch_id)
 
-    def _enqueue(self, shard: Shard) -> None:
+    def _enqueue(self, held: _InFlight, shard: Shard, *, deliveries: int) -> None:
         self._tokens += 1
-        self._queue[str(self._tokens)] = _Queued(shard, queued_at_s=time.time())
+        held.tokens[shard.shard_id] = token = str(self._tokens)
+        self._queue[token] = _Queued(shard, time.time(), deliveries)
+        self._queued.set()  # wakes who waits now ...
+        self._queued.clear()  # ... and nobody later
 
     def _take(self, token: str, consumer: str) -> Claim:
         queued = self._queue[token]
@@ -342,17 +372,17 @@ class MemorySuperBatchStore:
         queued.deliveries += 1
         return Claim(queued.shard, token, queued.deliveries)
 
-    def _owned(self, consumer: str, claims: Sequence[Claim]) -> list[_Queued]:
-        held = (self._queue.get(claim.token) for claim in claims)
-        return [queued for queued in held if queued is not None and queued.consumer == consumer]
+    def _owned(self, consumer: str, claims: Sequence[Claim]) -> list[tuple[str, _Queued]]:
+        held = ((claim.token, self._queue.get(claim.token)) for claim in claims)
+        return [(token, queued) for token, queued in held if queued is not None and queued.consumer == consumer]
 
-    def _let_go(self, state: _JobState, job: str, super_batch_id: str) -> None:
-        del state.in_flight[super_batch_id]
-        of_it = [t for t, q in self._queue.items() if (q.shard.job, q.shard.super_batch_id) == (job, super_batch_id)]
-        for token in of_it:
+    def _let_go(self, state: _JobState, super_batch_id: str) -> None:
+        for token in state.in_flight.pop(super_batch_id).tokens.values():
             del self._queue[token]
-        self._tell(job, super_batch_id)
+        self._tell(state.job.spec.name, super_batch_id)
 
     def _tell(self, job: str, super_batch_id: str) -> None:
         for mailbox in self._listeners:
+            if mailbox.full():
+                mailbox.get_nowait()
             mailbox.put_nowait(News(job, super_batch_id))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from jest_server.adapters.redis_connection import answering, connect
+from jest_server.adapters.redis_connection import answering, connect, milliseconds, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class RedisEmbeddingCache:
 
     def __init__(self, client: Redis, *, ttl_s: float | None = None) -> None:
         self._client = client
-        self._ttl_ms = None if ttl_s is None else round(ttl_s * 1000)
+        self._ttl_ms = None if ttl_s is None else milliseconds(ttl_s)
 
     @classmethod
     def from_url(cls, url: str, *, ttl_s: float | None = None) -> RedisEmbeddingCache:
@@ -38,26 +38,26 @@ class RedisEmbeddingCache:
         space = _space(reference)
         size = value_bytes(reference)
         values: list[bytes | None] = []
-        with answering("cache"):
-            for start in range(0, len(keys), _BATCH):
-                held: list[Any] = await self._client.mget([_key(space, key) for key in keys[start : start + _BATCH]])
-                values += [value if value is not None and len(value) == size else None for value in held]
+        for start in range(0, len(keys), _BATCH):
+            names = [_key(space, key) for key in keys[start : start + _BATCH]]
+            async with answering("cache"):
+                held: list[Any] = await self._client.mget(names)
+            values += [value if value is not None and len(value) == size else None for value in held]
         return values
 
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> None:
         """See the port."""
         space = _space(reference)
         items = list(values.items())
-        with answering("cache"):
-            for start in range(0, len(items), _BATCH):
-                async with self._client.pipeline(transaction=False) as pipe:
-                    for key, value in items[start : start + _BATCH]:
-                        pipe.set(_key(space, key), value, px=self._ttl_ms)
-                    await pipe.execute()
+        for start in range(0, len(items), _BATCH):
+            async with answering("cache"), self._client.pipeline(transaction=False) as pipe:
+                for key, value in items[start : start + _BATCH]:
+                    pipe.set(_key(space, key), value, px=self._ttl_ms)
+                await run(pipe)
 
     async def ping(self) -> None:
         """See the port."""
-        with answering("cache"):
+        async with answering("cache"):
             await self._client.ping()
 
     async def close(self) -> None:

@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from jest_server import records
-from jest_server.adapters import redis_keys as keys
-from jest_server.adapters.redis_connection import answering, connect, script, text
-from jest_server.adapters.redis_queue import RedisShardQueue
-from jest_server.errors import DeadLettered, SuperBatchUnknown
+from jest_server.adapters.redis_connection import answering, milliseconds, run, script, text
+from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, member
+from jest_server.adapters.redis_queue import RedisShardQueue, pack_shard
+from jest_server.errors import DeadLettered, JobUnknown, StoreUnavailable, SuperBatchUnknown
 from jest_server.model import (
     Counters,
     DeadLetter,
@@ -25,89 +25,109 @@ from jest_server.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from redis.asyncio import Redis
+    from collections.abc import Mapping, Sequence
 
     from jest_server.model import Shard
 
 BACKSTOP_S = 3600.0
 """How much longer than its super-batch anything may live."""
+UNQUEUED_S = 120.0
+"""How long features live that were written but never queued, because the writer died in between."""
 LETTERS_KEPT = 1000
-LETTERS_KEEP_S = 30 * 86400
+LETTERS_KEEP_S = 30 * 86400.0
+DELETE_BATCH = 5000
+"""Decisions that one step of a job's deletion forgets."""
+RESULT_BATCH = 32
+"""Results that are read in one step."""
+WRITE_BATCH_BYTES = 8 << 20
+"""Features that are written in one step, or one shard's if they are more."""
 _SWEEP = 100
-_SCAN = 500
 
 
 class RedisSuperBatchStore(RedisShardQueue):
     """Jobs, super-batches and decisions; the queue of shards is in the base class."""
 
-    def __init__(self, client: Redis, blocking: Redis) -> None:
-        super().__init__(client, blocking)
-        self._submit = script(client, "submit")
-        self._add_upload = script(client, "add_upload")
-        self._decide = script(client, "decide")
-        self._dead_letter = script(client, "dead_letter")
+    def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX) -> None:
+        super().__init__(url, prefix=prefix)
+        self._create_job = script(self._client, "create_job")
+        self._submit = script(self._client, "submit")
+        self._add_upload = script(self._client, "add_upload")
+        self._decide = script(self._client, "let_go", "decide")
+        self._dead_letter = script(self._client, "let_go", "dead_letter")
+        self._delete_job = script(self._client, "let_go", "delete_job")
 
     @classmethod
-    def from_url(cls, url: str) -> RedisSuperBatchStore:
-        """Connects lazily; blocking reads get connections of their own."""
-        return cls(connect(url), connect(url, blocking_s=30.0))
+    def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> RedisSuperBatchStore:
+        """Connects lazily. All keys start with ``prefix``, which holds a hash tag.
+
+        Raises:
+            ValueError: If ``url`` or ``prefix`` cannot be; a URL is not repeated in the message.
+        """
+        return cls(url, prefix=prefix)
 
     # Jobs
 
     async def create_job(self, spec: JobSpec, *, now_s: float) -> tuple[Job, bool]:
         """See the port."""
         job = Job(spec=spec, created_at_s=now_s)
-        with answering("queue"):
-            created = bool(await self._client.hsetnx(keys.JOBS, spec.name, job.model_dump_json()))
-            held = await self._client.hget(keys.JOBS, spec.name)
-        return (job if held is None else Job.model_validate_json(held)), created
+        async with answering("queue"):
+            created, held = await self._create_job(keys=[self._keys.jobs], args=[spec.name, job.model_dump_json()])
+        return Job.model_validate_json(held), bool(created)
 
     async def get_job(self, name: str) -> Job | None:
         """See the port."""
-        with answering("queue"):
-            held = await self._client.hget(keys.JOBS, name)
+        async with answering("queue"):
+            held = await self._client.hget(self._keys.jobs, name)
         return None if held is None else Job.model_validate_json(held)
 
     async def list_jobs(self, *, after: str, limit: int) -> list[Job]:
         """See the port."""
-        with answering("queue"):
-            names = sorted(text(name) for name in await self._client.hkeys(keys.JOBS))
+        async with answering("queue"):
+            names = sorted(text(name) for name in await self._client.hkeys(self._keys.jobs))
             page = [name for name in names if name > after][:limit]
-            held = await self._client.hmget(keys.JOBS, page) if page else []
+            held = await self._client.hmget(self._keys.jobs, page) if page else []
         return [Job.model_validate_json(job) for job in held if job is not None]
 
     async def delete_job(self, name: str) -> bool:
         """See the port."""
-        with answering("queue"):
-            deleted = bool(await self._client.hdel(keys.JOBS, name))
-            async for member, _ in self._client.zscan_iter(keys.IN_FLIGHT, match=f"{name}/*", count=_SCAN):
-                await self._client.zrem(keys.IN_FLIGHT, member)
-            for kind in ("super_batch", "features", "results", "decision"):
-                pattern = f"{keys.PREFIX}{kind}:{name}/*"
-                async for key in self._client.scan_iter(pattern, count=_SCAN):
-                    await self._client.unlink(key)
-            await self._client.unlink(keys.counters(name), keys.dead(name), keys.dead_order(name))
-        return deleted
+        starts = [part(name, "") for part in (self._keys.decision, self._keys.super_batch, self._keys.results)]
+        starts.append(self._keys.features(name, "", "").removesuffix("/"))
+        status = "more"
+        while status == "more":
+            async with answering("queue"):
+                answer = await self._delete_job(
+                    keys=[
+                        self._keys.jobs,
+                        self._keys.counters(name),
+                        self._keys.dead(name),
+                        self._keys.dead_order(name),
+                        self._keys.decided(name),
+                        self._keys.in_flight,
+                        self._keys.shards,
+                        self._keys.news,
+                    ],
+                    args=[name, DELETE_BATCH, GROUP, *starts],
+                )
+            status = text(answer)
+        return status == "deleted"
 
     async def counters(self, name: str) -> Counters:
         """See the port."""
-        with answering("queue"):
-            held = await self._client.hgetall(keys.counters(name))
+        async with answering("queue"):
+            held = await self._client.hgetall(self._keys.counters(name))
         return Counters.model_validate({text(field): int(value) for field, value in held.items()})
 
     # Reference models
 
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
         """See the port."""
-        with answering("queue"):
-            await self._client.set(keys.reference(info.name), info.model_dump_json(), px=_ms(ttl_s))
+        async with answering("queue"):
+            await self._client.set(self._keys.reference(info.name), info.model_dump_json(), px=milliseconds(ttl_s))
 
     async def get_reference(self, name: str) -> ReferenceInfo | None:
         """See the port."""
-        with answering("queue"):
-            held = await self._client.get(keys.reference(name))
+        async with answering("queue"):
+            held = await self._client.get(self._keys.reference(name))
         return None if held is None else ReferenceInfo.model_validate_json(held)
 
     # Super-batches
@@ -115,17 +135,18 @@ class RedisSuperBatchStore(RedisShardQueue):
     async def submit(self, submission: Submission, *, max_in_flight: int, ttl_s: float, now_s: float) -> SubmitStatus:
         """See the port."""
         job, super_batch_id = submission.job, submission.super_batch_id
-        with answering("queue"):
+        async with answering("queue"):
             status = await self._submit(
                 keys=[
-                    keys.super_batch(job, super_batch_id),
-                    keys.decision(job, super_batch_id),
-                    keys.dead(job),
-                    keys.IN_FLIGHT,
-                    keys.counters(job),
+                    self._keys.super_batch(job, super_batch_id),
+                    self._keys.decision(job, super_batch_id),
+                    self._keys.dead(job),
+                    self._keys.in_flight,
+                    self._keys.counters(job),
+                    self._keys.jobs,
                 ],
                 args=[
-                    keys.member(job, super_batch_id),
+                    member(job, super_batch_id),
                     super_batch_id,
                     submission.rank,
                     submission.digest,
@@ -135,15 +156,18 @@ class RedisSuperBatchStore(RedisShardQueue):
                     now_s,
                     now_s + ttl_s,
                     max_in_flight,
-                    _ms(ttl_s + BACKSTOP_S),
+                    milliseconds(ttl_s + BACKSTOP_S),
+                    job,
                 ],
             )
+        if text(status) == "no_job":
+            raise JobUnknown(f"job {job!r} does not exist any more", {"job": job})
         return SubmitStatus(text(status))
 
     async def get_super_batch(self, job: str, super_batch_id: str) -> SuperBatch | None:
         """See the port."""
-        with answering("queue"):
-            held = await self._client.hgetall(keys.super_batch(job, super_batch_id))
+        async with answering("queue"):
+            held = await self._client.hgetall(self._keys.super_batch(job, super_batch_id))
         if not held:
             return None
         fields = {text(name): value for name, value in held.items()}
@@ -165,20 +189,20 @@ class RedisSuperBatchStore(RedisShardQueue):
             created_at_s=float(fields["created_at"]),
             submissions=submissions,
             uploads=uploads,
-            pending_shards=int(fields["pending"]),
+            pending_shards=sum(name.startswith("shard:") for name in fields),
         )
 
     async def get_dead_letter(self, job: str, super_batch_id: str) -> DeadLetter | None:
         """See the port."""
-        with answering("queue"):
-            held = await self._client.hget(keys.dead(job), super_batch_id)
+        async with answering("queue"):
+            held = await self._client.hget(self._keys.dead(job), super_batch_id)
         return None if held is None else DeadLetter.model_validate_json(held)
 
     async def list_dead_letters(self, job: str, *, limit: int) -> list[DeadLetter]:
         """See the port."""
-        with answering("queue"):
-            ids: Any = await self._client.zrevrange(keys.dead_order(job), 0, limit - 1) if limit else []
-            held = await self._client.hmget(keys.dead(job), ids) if ids else []
+        async with answering("queue"):
+            ids: Any = await self._client.zrevrange(self._keys.dead_order(job), 0, limit - 1) if limit else []
+            held = await self._client.hmget(self._keys.dead(job), ids) if ids else []
         return [DeadLetter.model_validate_json(letter) for letter in held if letter is not None]
 
     async def add_upload(
@@ -193,36 +217,39 @@ class RedisSuperBatchStore(RedisShardQueue):
     ) -> UploadStatus:
         """See the port. The features are written first, so that no scorer ever finds a shard without them."""
         field = f"upload:{rank}:{digest}"
-        super_batch = keys.super_batch(job, super_batch_id)
-        with answering("queue"):
+        super_batch = self._keys.super_batch(job, super_batch_id)
+        features = {self._keys.features(job, super_batch_id, shard.shard_id): shard for shard in shards}
+        async with answering("queue"):
             if await self._client.hexists(super_batch, field):
                 return UploadStatus.REPEATED
-            lives_ms = max(await self._client.pttl(super_batch), _ms(BACKSTOP_S))
-            async with self._client.pipeline(transaction=False) as pipe:
-                for shard in shards:
-                    pipe.set(keys.features(job, super_batch_id, shard.shard_id), _pack_shard(shard), px=lives_ms)
-                await pipe.execute()
+        await self._write_features(features)
+        async with answering("queue"):
             status = await self._add_upload(
-                keys=[super_batch, keys.IN_FLIGHT, keys.SHARDS],
+                keys=[super_batch, self._keys.in_flight, self._keys.shards, *features],
                 args=[
-                    keys.member(job, super_batch_id),
+                    member(job, super_batch_id),
                     field,
                     json.dumps(positions),
-                    lives_ms,
                     job,
                     super_batch_id,
-                    *(shard.shard_id for shard in shards),
+                    *(shard.shard_id for shard in features.values()),
                 ],
             )
-            if text(status) == UploadStatus.GONE.value:
-                await self._client.unlink(*(keys.features(job, super_batch_id, shard.shard_id) for shard in shards))
+        if text(status) == "lost":
+            raise StoreUnavailable("the queue lost the features of an upload before it was queued", retry_after_s=0.0)
         return UploadStatus(text(status))
 
     async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
         """See the port."""
-        with answering("queue"):
-            held: list[Any] = await self._client.hvals(keys.results(job, super_batch_id))
-        return [_unpack_result(blob) for blob in held]
+        key = self._keys.results(job, super_batch_id)
+        async with answering("queue"):
+            shard_ids: list[Any] = await self._client.hkeys(key)
+        results = []
+        for start in range(0, len(shard_ids), RESULT_BATCH):
+            async with answering("queue"):
+                held: list[Any] = await self._client.hmget(key, shard_ids[start : start + RESULT_BATCH])
+            results += [_unpack_result(blob) for blob in held if blob is not None]
+        return results
 
     async def decide(self, decision: Decision, *, keep_s: float) -> Decision:
         """See the port."""
@@ -236,24 +263,22 @@ class RedisSuperBatchStore(RedisShardQueue):
             "cache_hits": decision.cache_hits,
             "reference_inferences": decision.reference_inferences,
         }
-        with answering("queue"):
+        async with answering("queue"):
             recorded = await self._decide(
                 keys=[
-                    keys.decision(job, super_batch_id),
-                    keys.super_batch(job, super_batch_id),
-                    keys.dead(job),
-                    keys.IN_FLIGHT,
-                    keys.counters(job),
-                    keys.results(job, super_batch_id),
-                    keys.NEWS,
+                    self._keys.decision(job, super_batch_id),
+                    self._keys.decided(job),
+                    self._keys.dead(job),
+                    self._keys.counters(job),
+                    *self._flight_keys(job, super_batch_id),
                 ],
                 args=[
-                    keys.member(job, super_batch_id),
+                    job,
                     super_batch_id,
                     decision.model_dump_json(),
-                    _ms(keep_s),
-                    job,
-                    keys.features(job, super_batch_id, ""),
+                    milliseconds(keep_s),
+                    GROUP,
+                    self._keys.features(job, super_batch_id, ""),
                     *(part for pair in increments.items() for part in pair),
                 ],
             )
@@ -266,66 +291,80 @@ class RedisSuperBatchStore(RedisShardQueue):
 
     async def get_decision(self, job: str, super_batch_id: str) -> Decision | None:
         """See the port."""
-        with answering("queue"):
-            held = await self._client.get(keys.decision(job, super_batch_id))
+        async with answering("queue"):
+            held = await self._client.get(self._keys.decision(job, super_batch_id))
         return None if held is None else Decision.model_validate_json(held)
 
     async def dead_letter(self, letter: DeadLetter) -> bool:
         """See the port."""
         job, super_batch_id = letter.job, letter.super_batch_id
-        with answering("queue"):
+        async with answering("queue"):
             return bool(
                 await self._dead_letter(
                     keys=[
-                        keys.super_batch(job, super_batch_id),
-                        keys.dead(job),
-                        keys.dead_order(job),
-                        keys.IN_FLIGHT,
-                        keys.counters(job),
-                        keys.results(job, super_batch_id),
-                        keys.NEWS,
+                        self._keys.dead(job),
+                        self._keys.dead_order(job),
+                        self._keys.counters(job),
+                        *self._flight_keys(job, super_batch_id),
                     ],
                     args=[
-                        keys.member(job, super_batch_id),
+                        job,
                         super_batch_id,
                         letter.model_dump_json(),
                         letter.at_s,
                         LETTERS_KEPT,
-                        job,
-                        keys.features(job, super_batch_id, ""),
-                        _ms(LETTERS_KEEP_S),
+                        milliseconds(LETTERS_KEEP_S),
+                        GROUP,
+                        self._keys.features(job, super_batch_id, ""),
                     ],
                 )
             )
 
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
         """See the port."""
-        with answering("queue"):
-            overdue: list[Any] = await self._client.zrange(
-                keys.IN_FLIGHT, "-inf", now_s, byscore=True, offset=0, num=_SWEEP
-            )
         letters = []
-        for member in overdue:
-            job, _, super_batch_id = text(member).partition("/")
-            letter = DeadLetter(
-                job=job,
-                super_batch_id=super_batch_id,
-                reason="EXPIRED",
-                detail="no decision within the job's super_batch_ttl",
-                at_s=now_s,
-            )
-            if await self.dead_letter(letter):
-                letters.append(letter)
+        while overdue := await self._overdue(now_s):
+            for job, super_batch_id in overdue:
+                letter = DeadLetter(
+                    job=job,
+                    super_batch_id=super_batch_id,
+                    reason="EXPIRED",
+                    detail="no decision within the job's super_batch_ttl",
+                    at_s=now_s,
+                )
+                if await self.dead_letter(letter):
+                    letters.append(letter)
         return letters
 
+    async def _write_features(self, features: Mapping[str, Shard]) -> None:
+        """Writes them for a short life, some MiB at a time; what is queued then lives on."""
+        waiting: list[tuple[str, bytes]] = []
+        for number, (key, shard) in enumerate(features.items(), start=1):
+            waiting.append((key, pack_shard(shard)))
+            if number == len(features) or sum(len(blob) for _, blob in waiting) >= WRITE_BATCH_BYTES:
+                async with answering("queue"), self._client.pipeline(transaction=False) as pipe:
+                    for name, blob in waiting:
+                        pipe.set(name, blob, px=milliseconds(UNQUEUED_S))
+                    await run(pipe)
+                waiting.clear()
 
-def _ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
+    async def _overdue(self, now_s: float) -> list[tuple[str, str]]:
+        async with answering("queue"):
+            members: list[Any] = await self._client.zrange(
+                self._keys.in_flight, "-inf", now_s, byscore=True, offset=0, num=_SWEEP
+            )
+        parts = (text(found).partition("/") for found in members)
+        return [(job, super_batch_id) for job, _, super_batch_id in parts]
 
-
-def _pack_shard(shard: Shard) -> bytes:
-    description = {"model": shard.reference_model, "version": shard.reference_version, "keys": shard.keys}
-    return records.pack(description, shard.features)
+    def _flight_keys(self, job: str, super_batch_id: str) -> list[str]:
+        """Keys that taking a super-batch out of flight touches, in the order in which the scripts expect them."""
+        return [
+            self._keys.super_batch(job, super_batch_id),
+            self._keys.results(job, super_batch_id),
+            self._keys.in_flight,
+            self._keys.shards,
+            self._keys.news,
+        ]
 
 
 def _unpack_result(blob: bytes) -> ShardResult:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import uuid
 
 import pytest
+from redis.asyncio import Redis
 
 from jest_server.adapters.memory_cache import MemoryEmbeddingCache
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
+from jest_server.errors import StoreUnavailable
 from jest_server.model import ReferenceInfo
 from support.servers import queue_kinds, queue_server_of
 
@@ -71,6 +73,52 @@ async def test_keys_of_any_length_and_script_are_kept_apart(cache):
     values = {"é" * 256: VALUE, "é" * 255: VALUE[::-1], "a/b:c\n": bytes(16)}
     await cache.put(info, values)
     assert await cache.get(info, list(values)) == list(values.values())
+
+
+async def test_what_is_put_again_is_what_was_put_last(cache):
+    info = reference()
+    await cache.put(info, {"a": VALUE})
+    await cache.put(info, {"a": VALUE[::-1]})
+    assert await cache.get(info, ["a"]) == [VALUE[::-1]]
+
+
+@pytest.fixture(params=queue_kinds())
+def server(request, tmp_path):
+    with queue_server_of(request.param, tmp_path) as server:
+        yield server
+
+
+async def test_keys_are_short_whatever_the_example_is_called(server):
+    cache, info = RedisEmbeddingCache.from_url(f"{server.url}/1"), reference(name="m" * 256)
+    await cache.put(info, {"x" * 4096: VALUE, "y": VALUE})
+    await cache.close()
+    async with Redis.from_url(f"{server.url}/1", decode_responses=True) as redis:
+        keys = await redis.keys("*")
+    assert {len(key) for key in keys} == {len("jest:e:") + 16 + 1 + 32}
+    assert len({key.rpartition(":")[0] for key in keys}) == 1
+
+
+@pytest.mark.parametrize(("ttl_s", "expected"), [(None, {-1}), (60.0, {59, 60})])
+async def test_values_live_until_evicted_or_as_long_as_asked(server, ttl_s, expected):
+    cache = RedisEmbeddingCache.from_url(f"{server.url}/1", ttl_s=ttl_s)
+    await cache.put(reference(), {"a": VALUE})
+    await cache.close()
+    async with Redis.from_url(f"{server.url}/1") as redis:
+        (key,) = await redis.keys("*")
+        assert await redis.ttl(key) in expected
+
+
+async def test_a_cache_that_is_full_or_away_says_so(server):
+    cache, info = RedisEmbeddingCache.from_url(f"{server.url}/1"), reference()
+    async with Redis.from_url(f"{server.url}/1") as redis:
+        await redis.config_set("maxmemory", "1")
+    with pytest.raises(StoreUnavailable, match="the cache does not answer: OutOfMemoryError$"):
+        await cache.put(info, {"a": VALUE})
+    server.stop()
+    for call in (cache.ping(), cache.get(info, ["a"]), cache.put(info, {"a": VALUE})):
+        with pytest.raises(StoreUnavailable, match="the cache does not answer"):
+            await call
+    await cache.close()
 
 
 async def test_the_twin_in_memory_forgets_what_was_unused_longest():

@@ -12,30 +12,20 @@ import pytest
 
 from jest_server.adapters.memory_store import MemorySuperBatchStore
 from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.errors import DeadLettered, SuperBatchUnknown
-from jest_server.model import (
-    DeadLetter,
-    Decision,
-    JobSpec,
-    PolicySpec,
-    ReferenceInfo,
-    ReferenceInput,
-    Shard,
-    ShardResult,
-    Submission,
-    SubmitStatus,
-    UploadStatus,
-)
+from jest_server.errors import DeadLettered, JobUnknown, SuperBatchUnknown
+from jest_server.model import SubmitStatus, UploadStatus
 from support.servers import queue_kinds, queue_server_of
-
-REFERENCE = ReferenceInfo(
-    name="ref",
-    version="1",
-    preprocessing_id="p",
-    scale=10.0,
-    bias=-10.0,
-    embedding_width=2,
-    inputs=(ReferenceInput(name="x", datatype="FP32", shape=(3,)),),
+from support.super_batches import (
+    REFERENCE,
+    accounts,
+    decision,
+    key_prefix,
+    letter,
+    result_of,
+    shard,
+    spec,
+    submit,
+    upload,
 )
 
 
@@ -50,86 +40,24 @@ def store_url(request, tmp_path_factory):
 
 @pytest.fixture
 async def store(store_url):
-    store = MemorySuperBatchStore() if store_url is None else RedisSuperBatchStore.from_url(store_url)
-    # The queue is shared by all tests of a server: nothing of an earlier one may be left in it.
-    while await store.queue_depth():
-        waiting = await store.claim("cleaner", count=100, block_s=0.01)
-        for claim in waiting + await store.reclaim("cleaner", idle_s=0, count=100):
-            await store.complete(claim, result_of(claim))
+    in_memory = store_url is None
+    store = MemorySuperBatchStore() if in_memory else RedisSuperBatchStore.from_url(store_url, prefix=key_prefix())
     yield store
     await store.close()
 
 
 @pytest.fixture
 async def job(store):
-    name = f"job-{uuid.uuid4().hex[:10]}"
-    await store.create_job(spec(name), now_s=1.0)
-    return name
+    await store.create_job(spec("job"), now_s=1.0)
+    return "job"
 
 
-def spec(name, **fields):
-    return JobSpec(name=name, reference_model="ref", policy=PolicySpec(sub_batch_size=16), **fields)
-
-
-def submission(job, super_batch_id="sb", *, rank=0, world_size=1, digest="d", keys=("a", "b"), reference=REFERENCE):
-    return Submission(
-        job=job,
-        super_batch_id=super_batch_id,
-        rank=rank,
-        world_size=world_size,
-        reference=reference,
-        keys=keys,
-        digest=digest,
-    )
-
-
-async def submit(store, *args, max_in_flight=100, ttl_s=60.0, now_s=None, **fields):
-    now_s = time.time() if now_s is None else now_s
-    return await store.submit(submission(*args, **fields), max_in_flight=max_in_flight, ttl_s=ttl_s, now_s=now_s)
-
-
-def shard(job, super_batch_id="sb", number=0, features=b"features"):
-    return Shard(f"0-u-{number}", job, super_batch_id, "ref", "1", ("a", "b"), features)
-
-
-async def upload(store, job, super_batch_id="sb", *, shards=1, digest="u"):
-    pieces = [shard(job, super_batch_id, number) for number in range(shards)]
-    return await store.add_upload(job, super_batch_id, 0, digest=digest, positions=(0, 1), shards=pieces)
-
-
-def result_of(claim, inferred=2):
-    return ShardResult(claim.shard.keys, b"\x00" * 16, inferred)
-
-
-def decision(job, super_batch_id="sb", **fields):
-    values = {
-        "policy": PolicySpec(sub_batch_size=16),
-        "seed": 7,
-        "reference": REFERENCE,
-        "learner_digests": {0: "l"},
-        "submission_digests": {0: "d"},
-        "positions": {0: (1, 0)},
-        "sub_batch_size": 2,
-        "super_batch_size": 10,
-        "perplexity": (1.5, 2.5),
-        "cache_hits": 6,
-        "reference_inferences": 4,
-        "fallback": None,
-        "fallback_reason": "",
-        "timings_s": {"compute": 0.25},
-        "decided_at_s": 3.0,
-    }
-    return Decision(job=job, super_batch_id=super_batch_id, **values | fields)
-
-
-def letter(job, super_batch_id="sb", at_s=5.0):
-    return DeadLetter(job=job, super_batch_id=super_batch_id, reason="R", detail="why", at_s=at_s)
-
-
-async def accounts(store, job):
-    c = await store.counters(job)
-    assert c.submitted == c.selected + c.dead_lettered + c.in_flight
-    return c.submitted, c.selected, c.dead_lettered, c.in_flight
+async def wait_for(condition, timeout_s=5.0):
+    """Polls an async condition until it holds, and returns what it gave."""
+    async with asyncio.timeout(timeout_s):
+        while not (found := await condition()):
+            await asyncio.sleep(0.01)
+    return found
 
 
 # Jobs
@@ -152,13 +80,11 @@ async def test_of_many_who_create_a_job_at_once_one_does(store):
 
 
 async def test_jobs_are_listed_in_order_from_a_name_on(store):
-    mark = f"z{uuid.uuid4().hex[:8]}"
-    for letter_ in "cab":
-        await store.create_job(spec(f"{mark}-{letter_}"), now_s=1.0)
-    page = await store.list_jobs(after=mark, limit=2)
-    assert [job.spec.name for job in page] == [f"{mark}-a", f"{mark}-b"]
-    rest = await store.list_jobs(after=f"{mark}-b", limit=1)
-    assert [job.spec.name for job in rest] == [f"{mark}-c"]
+    for name in "cab":
+        await store.create_job(spec(name), now_s=1.0)
+    assert [job.spec.name for job in await store.list_jobs(after="", limit=2)] == ["a", "b"]
+    assert [job.spec.name for job in await store.list_jobs(after="b", limit=2)] == ["c"]
+    assert await store.list_jobs(after="", limit=0) == []
 
 
 async def test_a_deleted_job_leaves_nothing(store, job):
@@ -175,22 +101,58 @@ async def test_a_deleted_job_leaves_nothing(store, job):
     assert await store.get_decision(job, "decided") is None
     assert await store.list_dead_letters(job, limit=10) == []
     assert await accounts(store, job) == (0, 0, 0, 0)
+    assert await store.queue_depth() == 0
     assert await store.claim("c", count=1, block_s=0.05) == []
+
+
+async def test_a_job_of_a_deleted_ones_name_starts_from_nothing(store, job):
+    await submit(store, job)
+    await upload(store, job)
+    (stale,) = await store.claim("c", count=1, block_s=1)
+    await store.delete_job(job)
+    assert (await store.create_job(spec(job, seed=5), now_s=2.0))[1]
+    await store.complete(stale, result_of(stale))
+    await store.release("c", [stale])
+    assert await submit(store, job, digest="other") is SubmitStatus.ACCEPTED
+    assert await store.get_results(job, "sb") == []
+    assert (await store.get_super_batch(job, "sb")).pending_shards == 0
+    assert await accounts(store, job) == (1, 0, 0, 1)
+    assert await store.queue_depth() == 0
+
+
+async def test_deleting_a_job_leaves_others_alone(store, job):
+    await store.create_job(spec("job-2"), now_s=1.0)
+    for name in (job, "job-2"):
+        await submit(store, name)
+        await upload(store, name)
+    await store.delete_job(job)
+    assert await accounts(store, "job-2") == (1, 0, 0, 1)
+    (claim,) = await store.claim("c", count=5, block_s=1)
+    assert claim.shard.job == "job-2"
 
 
 # Reference models
 
 
 async def test_an_announcement_lasts_as_long_as_it_says(store):
-    info = REFERENCE.model_copy(update={"name": uuid.uuid4().hex})
-    assert await store.get_reference(info.name) is None
-    await store.announce_reference(info, ttl_s=0.3)
-    assert await store.get_reference(info.name) == info
-    await asyncio.sleep(0.4)
-    assert await store.get_reference(info.name) is None
+    assert await store.get_reference("ref") is None
+    await store.announce_reference(REFERENCE, ttl_s=0.3)
+    assert await store.get_reference("ref") == REFERENCE
+
+    async def forgotten():
+        return await store.get_reference("ref") is None
+
+    await wait_for(forgotten, timeout_s=2)
 
 
 # Submitting
+
+
+async def test_a_job_that_is_not_there_takes_nothing(store):
+    with pytest.raises(JobUnknown, match="'nobody'"):
+        await submit(store, "nobody")
+    assert await store.get_super_batch("nobody", "sb") is None
+    assert await accounts(store, "nobody") == (0, 0, 0, 0)
 
 
 async def test_the_first_rank_puts_the_super_batch_in_flight_and_pins_the_reference(store, job):
@@ -259,32 +221,81 @@ async def test_an_upload_is_queued_whole_and_once(store, job):
     assert {claim.deliveries for claim in claims} == {1}
 
 
+async def test_of_many_same_uploads_at_once_one_is_queued(store, job):
+    await submit(store, job)
+    answers = await asyncio.gather(*(upload(store, job, shards=2) for _ in range(8)))
+    assert sorted(answer.value for answer in answers) == ["accepted"] + ["repeated"] * 7
+    assert await store.queue_depth() == 2
+    assert len(await store.claim("c", count=9, block_s=1)) == 2
+
+
+async def test_another_upload_of_the_same_rank_is_queued_beside_the_first(store, job):
+    await submit(store, job)
+    await upload(store, job, digest="u")
+    assert await upload(store, job, digest="v") is UploadStatus.ACCEPTED
+    held = await store.get_super_batch(job, "sb")
+    assert (set(held.uploads[0]), held.pending_shards) == ({"u", "v"}, 2)
+
+
+async def test_an_upload_without_shards_is_remembered(store, job):
+    await submit(store, job)
+    assert await upload(store, job, shards=0) is UploadStatus.ACCEPTED
+    assert await upload(store, job, shards=0) is UploadStatus.REPEATED
+    assert await store.queue_depth() == 0
+
+
 async def test_an_upload_for_nothing_in_flight_is_gone(store, job):
     assert await upload(store, job) is UploadStatus.GONE
     assert await store.claim("c", count=1, block_s=0.05) == []
 
 
-async def test_a_result_is_there_before_its_news(store, job):
-    heard = asyncio.Event()
+async def test_every_listener_hears_of_a_result_that_is_there_already(store, job):
+    heard = [asyncio.Event(), asyncio.Event()]
 
-    async def listen():
+    async def listen(event):
         async for news in store.news():
-            if (news.job, news.super_batch_id) == (job, "sb"):
+            if news.super_batch_id == "sb":
                 assert len(await store.get_results(job, "sb")) == 1
-                heard.set()
+                event.set()
 
-    listeners = [asyncio.create_task(listen()) for _ in range(2)]
-    await asyncio.sleep(0.1)
+    listeners = [asyncio.create_task(listen(event)) for event in heard]
+    await asyncio.sleep(0.1)  # news are for those who listen: both have to have begun
     await submit(store, job)
     await upload(store, job)
     (claim,) = await store.claim("c", count=1, block_s=1)
     await store.complete(claim, result_of(claim))
     async with asyncio.timeout(5):
-        await heard.wait()
+        await asyncio.gather(*(event.wait() for event in heard))
     for listener in listeners:
         listener.cancel()
+    await asyncio.gather(*listeners, return_exceptions=True)
     assert await store.get_results(job, "sb") == [result_of(claim)]
     assert (await store.get_super_batch(job, "sb")).pending_shards == 0
+
+
+async def test_whatever_ends_a_super_batch_is_news(store, job):
+    await store.create_job(spec("other"), now_s=1.0)
+    for name, super_batch_id in ((job, "decided"), (job, "dead"), (job, "late"), ("other", "deleted")):
+        await submit(store, name, super_batch_id, now_s=100.0 if super_batch_id == "late" else None)
+    heard = set()
+
+    async def listen():
+        async for news in store.news():
+            heard.add(news.super_batch_id)
+
+    listener = asyncio.create_task(listen())
+    await asyncio.sleep(0.1)  # as above
+    await store.decide(decision(job, "decided"), keep_s=60)
+    await store.dead_letter(letter(job, "dead"))
+    await store.dead_letter_overdue(now_s=200.0)
+    await store.delete_job("other")
+
+    async def all_heard():
+        return heard == {"decided", "dead", "late", "deleted"}
+
+    await wait_for(all_heard)
+    listener.cancel()
+    await asyncio.gather(listener, return_exceptions=True)
 
 
 async def test_completing_twice_counts_once(store, job):
@@ -295,6 +306,31 @@ async def test_completing_twice_counts_once(store, job):
     await store.complete(claim, result_of(claim, inferred=0))
     assert [result.inferred for result in await store.get_results(job, "sb")] == [2]
     assert (await store.get_super_batch(job, "sb")).pending_shards == 1
+
+
+async def test_who_waits_for_a_shard_gets_it_when_it_comes(store, job):
+    waiting = asyncio.create_task(store.claim("c", count=1, block_s=5))
+    await asyncio.sleep(0.05)
+    await submit(store, job)
+    await upload(store, job)
+    started = time.monotonic()
+    assert len(await waiting) == 1
+    assert time.monotonic() - started < 1
+
+
+async def test_who_waits_in_vain_is_told_in_time(store):
+    started = time.monotonic()
+    assert await store.claim("c", count=1, block_s=0.2) == []
+    assert 0.19 < time.monotonic() - started < 1.5
+    assert await store.claim("c", count=1, block_s=0) == []
+
+
+async def test_many_consumers_share_the_shards_out(store, job):
+    await submit(store, job)
+    await upload(store, job, shards=30)
+    taken = await asyncio.gather(*(store.claim(f"c{i}", count=3, block_s=0.2) for i in range(12)))
+    shard_ids = [claim.shard.shard_id for claims in taken for claim in claims]
+    assert len(shard_ids) == len(set(shard_ids)) == 30
 
 
 async def test_a_claimed_shard_is_nobody_elses(store, job):
@@ -313,6 +349,26 @@ async def test_a_claim_left_alone_is_taken_over_with_one_more_delivery(store, jo
     (taken,) = await store.reclaim("two", idle_s=0.1, count=5)
     assert (taken.shard, taken.deliveries) == (claim.shard, 2)
     assert await store.reclaim("three", idle_s=0.1, count=5) == []
+
+
+async def test_an_abandoned_claim_is_found_behind_many_that_are_kept(store, job):
+    await submit(store, job)
+    await upload(store, job, shards=40)
+    kept = await store.claim("alive", count=39, block_s=1)
+    (left,) = await store.claim("dead", count=1, block_s=1)
+    await asyncio.sleep(0.35)
+    await store.keep("alive", kept)
+    assert [claim.shard for claim in await store.reclaim("heir", idle_s=0.3, count=1)] == [left.shard]
+
+
+async def test_no_more_is_taken_over_than_asked(store, job):
+    await submit(store, job)
+    await upload(store, job, shards=30)
+    assert len(await store.claim("dead", count=30, block_s=1)) == 30
+    await asyncio.sleep(0.02)
+    taken = await store.reclaim("heir", idle_s=0.01, count=25)
+    assert [claim.shard.shard_id for claim in taken] == [f"0-u-{i}" for i in range(25)]
+    assert {claim.deliveries for claim in taken} == {2}
 
 
 async def test_of_many_who_take_over_one_does(store, job):
@@ -355,15 +411,55 @@ async def test_a_released_shard_is_taken_at_once_and_counts_no_delivery(store, j
     assert await store.queue_depth() == 0
 
 
-async def test_shards_of_what_is_not_in_flight_any_more_are_dropped(store, job):
-    for super_batch_id in ("decided", "dead", "open"):
-        await submit(store, job, super_batch_id)
-        await upload(store, job, super_batch_id)
-    await store.decide(decision(job, "decided"), keep_s=60)
-    await store.dead_letter(letter(job, "dead"))
-    claims = await store.claim("c", count=10, block_s=0.5)
-    assert [claim.shard.super_batch_id for claim in claims] == ["open"]
-    assert await store.queue_depth() == 1
+async def test_deliveries_add_up_over_releases_and_take_overs(store, job):
+    await submit(store, job)
+    await upload(store, job)
+    await store.claim("one", count=1, block_s=1)
+    taken = await store.reclaim("two", idle_s=0, count=1)
+    await store.release("two", taken)
+    (claim,) = await store.claim("three", count=1, block_s=1)
+    assert claim.deliveries == 2
+    (claim,) = await store.reclaim("four", idle_s=0, count=1)
+    assert claim.deliveries == 3
+
+
+async def test_who_was_given_up_may_still_finish_what_was_queued_again(store, job):
+    await submit(store, job)
+    await upload(store, job)
+    (slow,) = await store.claim("slow", count=1, block_s=1)
+    await store.release("heir", await store.reclaim("heir", idle_s=0, count=1))
+    await store.complete(slow, result_of(slow))
+    assert await store.get_results(job, "sb") == [result_of(slow)]
+    assert await store.queue_depth() == 0
+    assert await store.claim("c", count=1, block_s=0.05) == []
+
+
+async def end_by(store, job, how):
+    """Takes the super-batch "sb" out of flight."""
+    if how == "decision":
+        await store.decide(decision(job), keep_s=60)
+    elif how == "letter":
+        await store.dead_letter(letter(job))
+    else:
+        await store.dead_letter_overdue(now_s=time.time() + 1000)
+
+
+@pytest.mark.parametrize("how", ["decision", "letter", "deadline"])
+async def test_shards_of_what_is_not_in_flight_any_more_leave_the_queue(store, job, how):
+    await submit(store, job)
+    await upload(store, job, shards=3)
+    (claimed,) = await store.claim("c", count=1, block_s=1)
+    await end_by(store, job, how)
+    assert await store.queue_depth() == 0
+    assert await store.oldest_queued_age_s(now_s=time.time()) == 0
+    assert await store.claim("c", count=10, block_s=0.05) == []
+    assert await store.reclaim("d", idle_s=0, count=10) == []
+    await store.keep("c", [claimed])
+    await store.release("c", [claimed])
+    await store.complete(claimed, result_of(claimed))
+    assert await store.queue_depth() == 0
+    assert await store.get_results(job, "sb") == []
+    assert await upload(store, job, digest="late") is UploadStatus.GONE
 
 
 async def test_the_queue_tells_its_depth_and_the_age_of_its_oldest(store, job):
@@ -406,8 +502,14 @@ async def test_a_fallback_is_counted(store, job):
 async def test_a_decision_is_kept_as_long_as_asked(store, job):
     await submit(store, job)
     await store.decide(decision(job), keep_s=0.2)
-    await asyncio.sleep(0.3)
-    assert await store.get_decision(job, "sb") is None
+
+    async def forgotten():
+        return await store.get_decision(job, "sb") is None
+
+    await wait_for(forgotten, timeout_s=2)
+    with pytest.raises(SuperBatchUnknown):
+        await store.decide(decision(job), keep_s=60)
+    assert await accounts(store, job) == (1, 1, 0, 0)
 
 
 async def test_what_is_dead_or_was_never_submitted_cannot_be_decided(store, job):
@@ -443,9 +545,28 @@ async def test_only_what_is_overdue_expires(store, job):
     assert await accounts(store, job) == (2, 0, 1, 1)
 
 
+async def test_however_many_are_overdue_all_expire(store, job):
+    for i in range(230):
+        await submit(store, job, f"sb-{i}", max_in_flight=1000, now_s=100.0)
+    sweeps = await asyncio.gather(*(store.dead_letter_overdue(now_s=200.0) for _ in range(3)))
+    expired = [found.super_batch_id for letters in sweeps for found in letters]
+    assert sorted(expired) == sorted(f"sb-{i}" for i in range(230))
+    assert await accounts(store, job) == (230, 0, 230, 0)
+
+
+async def test_only_the_newest_letters_are_kept(store, job):
+    for i in range(1005):
+        await submit(store, job, f"sb-{i:04d}")
+        await store.dead_letter(letter(job, f"sb-{i:04d}", at_s=float(i)))
+    letters = await store.list_dead_letters(job, limit=5000)
+    assert [found.super_batch_id for found in letters] == [f"sb-{i:04d}" for i in range(1004, 4, -1)]
+    assert await store.get_dead_letter(job, "sb-0004") is None
+    assert await accounts(store, job) == (1005, 0, 1005, 0)
+
+
 async def test_accounts_balance_whatever_many_do_at_once(store, job):
     """Random operations on few super-batches by concurrent callers, the balance checked between any two."""
-    dice = random.Random(job)
+    dice = random.Random(14)
 
     async def score(_):
         for claim in await store.claim(str(dice.random()), count=2, block_s=0.001):

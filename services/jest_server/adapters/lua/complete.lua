@@ -1,15 +1,20 @@
--- Hands a shard's result in: stores it, acknowledges the shard and tells the news; a second result is only acknowledged.
+-- Hands a shard's result in: stores it, takes the shard out of the queue and tells the news; a second result is ignored.
 --
--- KEYS 1 shards (stream)  2 super-batch (hash)  3 in flight (zset)  4 results (hash)  5 features (string)  6 news (stream)
--- ARGV 1 group  2 entry id  3 member of the zset  4 shard id  5 result  6 time to live (ms)  7 job  8 super-batch id
+-- KEYS 1 shards (stream)  2 super-batch (hash)  3 results (hash)  4 features (string)  5 news (stream)
+-- ARGV 1 group  2 entry id  3 shard id  4 result  5 job  6 super-batch id
 -- Returns 1 if the result was stored, else 0.
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('UNLINK', KEYS[5])
-if not redis.call('ZSCORE', KEYS[3], ARGV[3]) or redis.call('HSETNX', KEYS[4], ARGV[4], ARGV[5]) == 0 then
+local field = 'shard:' .. ARGV[3]
+local entry = redis.call('HGET', KEYS[2], field)
+if not entry then
   return 0
 end
-redis.call('PEXPIRE', KEYS[4], ARGV[6])
-redis.call('HINCRBY', KEYS[2], 'pending', -1)
-redis.call('XADD', KEYS[6], 'MAXLEN', '~', 4096, '*', 'job', ARGV[7], 'id', ARGV[8])
+redis.call('HDEL', KEYS[2], field)
+redis.call('XACK', KEYS[1], ARGV[1], entry) -- another one if the shard was released and queued again in the meantime
+redis.call('XDEL', KEYS[1], entry)
+redis.call('UNLINK', KEYS[4])
+redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
+redis.call('PEXPIRE', KEYS[3], redis.call('PTTL', KEYS[2]))
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', 4096, '*', 'job', ARGV[5], 'id', ARGV[6])
 return 1

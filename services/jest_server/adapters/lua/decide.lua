@@ -1,30 +1,30 @@
--- Records a decision and takes the super-batch out of flight, once.
+-- Records a decision and takes the super-batch out of flight, once. Needs let_go.
 --
--- KEYS 1 decision (string)  2 super-batch (hash)  3 dead letters (hash)  4 in flight (zset)  5 counters (hash)
---      6 results (hash)  7 news (stream)
--- ARGV 1 member of the zset  2 super-batch id  3 decision (JSON)  4 keep (ms)  5 job  6 prefix of the features' keys
+-- KEYS 1 decision (string)  2 index of decisions (zset)  3 dead letters (hash)  4 counters (hash)  5 super-batch (hash)
+--      6 results (hash)  7 in flight (zset)  8 shards (stream)  9 news (stream)
+-- ARGV 1 job  2 super-batch id  3 decision (JSON)  4 keep (ms)  5 group  6 prefix of the features' keys
 --      7.. counter, increment pairs
 -- Returns the recorded decision, or "dead" or "unknown".
+local job, id, decision, keep_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local recorded = redis.call('GET', KEYS[1])
 if recorded then
   return recorded
 end
-if redis.call('HEXISTS', KEYS[3], ARGV[2]) == 1 then
+if redis.call('HEXISTS', KEYS[3], id) == 1 then
   return 'dead'
 end
-if not redis.call('ZSCORE', KEYS[4], ARGV[1]) then
+local keys = {super_batch = KEYS[5], results = KEYS[6], in_flight = KEYS[7], shards = KEYS[8], news = KEYS[9]}
+keys.features = ARGV[6]
+if not let_go(keys, ARGV[5], job, id) then
   return 'unknown'
 end
-redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
+redis.call('SET', KEYS[1], decision, 'PX', keep_ms)
 for i = 7, #ARGV, 2 do
-  redis.call('HINCRBY', KEYS[5], ARGV[i], ARGV[i + 1])
+  redis.call('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1])
 end
-redis.call('ZREM', KEYS[4], ARGV[1])
-for _, field in ipairs(redis.call('HKEYS', KEYS[2])) do
-  if string.sub(field, 1, 6) == 'shard:' then
-    redis.call('UNLINK', ARGV[6] .. string.sub(field, 7))
-  end
-end
-redis.call('UNLINK', KEYS[2], KEYS[6])
-redis.call('XADD', KEYS[7], 'MAXLEN', '~', 4096, '*', 'job', ARGV[5], 'id', ARGV[2])
-return ARGV[3]
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now_ms)
+redis.call('ZADD', KEYS[2], now_ms + keep_ms, id)
+redis.call('PEXPIRE', KEYS[2], math.max(keep_ms, redis.call('PTTL', KEYS[2])))
+return decision

@@ -1,15 +1,19 @@
--- Puts entries that still belong to this consumer back into the stream, for anyone to take at once.
+-- Puts an entry that still belongs to this consumer back into the stream, for anyone to take at once. Needs held.
 --
--- KEYS 1 shards (stream)
--- ARGV 1 group  2 consumer  3.. groups of five: entry id, earlier deliveries, job, super-batch id, shard id
--- Returns how many were put back.
-local released = 0
-for i = 3, #ARGV, 5 do
-  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) > 0 then
-    redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-    redis.call('XDEL', KEYS[1], ARGV[i])
-    redis.call('XADD', KEYS[1], '*', 'job', ARGV[i + 2], 'id', ARGV[i + 3], 'shard', ARGV[i + 4], 'earlier', ARGV[i + 1])
-    released = released + 1
-  end
+-- The entry is a new one at the stream's end: Redis cannot hand an entry of a group back, only to a named consumer.
+--
+-- KEYS 1 shards (stream)  2 super-batch (hash)
+-- ARGV 1 group  2 consumer  3 entry id  4 earlier deliveries  5 job  6 super-batch id  7 shard id
+-- Returns 1 if it was put back, else 0.
+if not held(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then
+  return 0
 end
-return released
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+redis.call('XDEL', KEYS[1], ARGV[3])
+local field = 'shard:' .. ARGV[7]
+if redis.call('HEXISTS', KEYS[2], field) == 0 then
+  return 0
+end
+local entry = redis.call('XADD', KEYS[1], '*', 'job', ARGV[5], 'id', ARGV[6], 'shard', ARGV[7], 'earlier', ARGV[4])
+redis.call('HSET', KEYS[2], field, entry)
+return 1
