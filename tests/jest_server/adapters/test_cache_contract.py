@@ -112,7 +112,7 @@ async def test_a_cache_that_is_full_or_away_says_so(server):
     cache, info = RedisEmbeddingCache.from_url(f"{server.url}/1"), reference()
     async with Redis.from_url(f"{server.url}/1") as redis:
         await redis.config_set("maxmemory", "1")
-    with pytest.raises(StoreUnavailable, match="the cache does not answer: OutOfMemoryError$"):
+    with pytest.raises(StoreUnavailable, match=r"the cache does not answer: OutOfMemoryError$"):
         await cache.put(info, {"a": VALUE})
     server.stop()
     for call in (cache.ping(), cache.get(info, ["a"]), cache.put(info, {"a": VALUE})):
