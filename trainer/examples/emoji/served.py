@@ -111,7 +111,7 @@ def export(reference: TwoTowers, data: EmojiData, folder: Path) -> None:
 def counted_inference(stack: Stack) -> str:
     """Who embedded for the reference model, with Triton's own count, which includes readiness probes."""
     if stack.triton is None:
-        return "inside the scorer: " + "; ".join(stack.stand_ins)
+        return "the scorer itself: " + "; ".join(stack.stand_ins)
     with urllib.request.urlopen(stack.triton.metrics_url, timeout=5) as answer:  # noqa: S310 - our own loopback URL
         families = list(text_string_to_metric_families(answer.read().decode()))
     counts = {
@@ -120,4 +120,5 @@ def counted_inference(stack: Stack) -> str:
         for sample in family.samples
         if family.name == "nv_inference_count"
     }
-    return f"Triton, which counts {counts.get('jest_image_encoder', 0):,} with its probes"
+    made = counts.get("jest_image_encoder", 0)
+    return f"Triton, which by its own count made {made:,} inferences, readiness probes included"
