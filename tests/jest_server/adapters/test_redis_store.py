@@ -449,6 +449,7 @@ async def test_nothing_heavy_is_left_of_what_left_flight(store, redis, keys, how
     await queue_one(store)
     (claim,) = await store.claim("c", count=1, block_s=1)
     await upload(store, "job", shards=3, digest="v")
+    await store.claim("c", count=2, block_s=1)
     await store.complete(claim, result_of(claim))
     if how == "decide":
         await store.decide(decision("job"), keep_s=60)
@@ -474,6 +475,18 @@ async def test_a_repeated_upload_leaves_no_features_behind(store, redis, keys, m
     await store.decide(decision("job"), keep_s=60)
     assert await upload(store, "job") is UploadStatus.GONE
     assert not await redis.exists(keys.features("job", "sb", "0-u-0"))
+
+
+async def test_a_repeated_upload_spoils_nothing_that_is_still_to_score(store, monkeypatch):
+    await queue_one(store)
+
+    async def not_yet(*_):
+        return False
+
+    monkeypatch.setattr(store._client, "hexists", not_yet)  # as above
+    assert await upload(store, "job") is UploadStatus.REPEATED
+    (claim,) = await store.claim("c", count=1, block_s=1)
+    assert claim.shard.features == b"features"
 
 
 async def test_a_deleted_job_leaves_no_key(store, redis, keys, monkeypatch):
