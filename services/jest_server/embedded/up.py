@@ -253,7 +253,9 @@ def run_until_interrupted(*, model_repository: Path, listen: str, reference_mode
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    # SIGINT as well: a shell script's background processes start with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         with stack:
             _say("")
