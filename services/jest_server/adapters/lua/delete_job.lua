@@ -24,5 +24,5 @@ for _, member in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do
     let_go(keys, ARGV[3], job, id)
   end
 end
-redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4])
 return redis.call('HDEL', KEYS[1], job) == 1 and 'deleted' or 'none'
