@@ -7,6 +7,9 @@ import pytest
 from jest_server.embedded.triton import TritonServer
 from support.references import export_tiny_reference
 from support.servers import queue_kinds, queue_server_of, triton_on
+from support.stack import reference_towers, stack, stack_repository
+
+__all__ = ["queue_server", "reference_repository", "reference_towers", "stack", "stack_repository", "triton"]
 
 
 @pytest.fixture(scope="session", params=queue_kinds())
@@ -32,6 +35,3 @@ def triton(reference_repository, tmp_path_factory):
         pytest.skip(problem)
     with triton_on(reference_repository, tmp_path_factory.mktemp("triton")) as server:
         yield server
-
-
-from support.stack import reference_towers, stack, stack_repository  # noqa: E402, F401 - fixtures

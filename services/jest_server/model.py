@@ -87,6 +87,11 @@ class ReferenceInfo(Record):
     embedding_width: int
     inputs: tuple[ReferenceInput, ...]
 
+    @property
+    def value_bytes(self) -> int:
+        """Size of one example's embeddings as they are cached and handed on: ``[2, D]`` f16."""
+        return 2 * 2 * self.embedding_width
+
 
 class Submission(Record):
     """One rank's rows of a super-batch."""

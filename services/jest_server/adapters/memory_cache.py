@@ -25,7 +25,7 @@ class MemoryEmbeddingCache:
 
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """See the port."""
-        size = 2 * 2 * reference.embedding_width
+        size = reference.value_bytes
         found = [self._values.get(_key(reference, key)) for key in keys]
         for key, value in zip(keys, found, strict=True):
             if value is not None:

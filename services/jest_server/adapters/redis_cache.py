@@ -36,7 +36,7 @@ class RedisEmbeddingCache:
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """See the port."""
         space = _space(reference)
-        size = value_bytes(reference)
+        size = reference.value_bytes
         values: list[bytes | None] = []
         for start in range(0, len(keys), _BATCH):
             names = [_key(space, key) for key in keys[start : start + _BATCH]]
@@ -63,11 +63,6 @@ class RedisEmbeddingCache:
     async def close(self) -> None:
         """See the port."""
         await self._client.aclose()
-
-
-def value_bytes(reference: ReferenceInfo) -> int:
-    """Size of one cached value: image and text embedding in f16."""
-    return 2 * 2 * reference.embedding_width
 
 
 def _space(reference: ReferenceInfo) -> str:

@@ -31,7 +31,7 @@ async def join_reference(store: SuperBatchStore, cache: EmbeddingCache, super_ba
         ReferenceMissing: If some rows have none, because they were evicted since submission or never uploaded.
     """
     results = await store.get_results(super_batch.job, super_batch.super_batch_id)
-    value_bytes = 2 * 2 * super_batch.reference.embedding_width
+    value_bytes = super_batch.reference.value_bytes
     found: dict[str, bytes | memoryview] = {}
     for result in results:
         view = memoryview(result.embeddings)

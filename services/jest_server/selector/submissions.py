@@ -12,6 +12,7 @@ from jest_proto.tensors import as_numpy, content_digest
 from jest_server import records
 from jest_server.errors import Conflict, DeadLettered, InvalidField, QueueFull, SuperBatchUnknown
 from jest_server.model import Shard, Submission, SubmitStatus, UploadStatus
+from jest_server.selector.choosing import REFERENCE_SCORINGS
 from jest_server.selector.jobs import policy_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 QUEUE_FULL_RETRY_S = 0.25
 _MAX_KEY_BYTES = 512
-_NEEDS_REFERENCE = {"learnability", "easy_reference"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Submissions:
         super_batch = await self._store.get_super_batch(job_name, super_batch_id)
         if super_batch is None:
             return await self._decided(submission)
-        missing = await self._missing(submission, super_batch) if spec.policy.scoring in _NEEDS_REFERENCE else ()
+        missing = await self._missing(submission, super_batch) if spec.policy.scoring in REFERENCE_SCORINGS else ()
         return Accepted(missing, super_batch.reference, decided=False)
 
     async def upload(self, upload: Upload) -> int:
