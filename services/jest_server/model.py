@@ -210,6 +210,12 @@ class DeadLetter(Record):
     detail: str
     at_s: float
 
+    @classmethod
+    def expired(cls, job: str, super_batch_id: str, *, at_s: float) -> DeadLetter:
+        """Writes the letter of a super-batch that nobody decided in time."""
+        detail = "no decision within the job's super_batch_ttl"
+        return cls(job=job, super_batch_id=super_batch_id, reason="EXPIRED", detail=detail, at_s=at_s)
+
 
 @dataclass(frozen=True)
 class News:

@@ -281,13 +281,7 @@ class MemorySuperBatchStore:
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
         """See the port."""
         letters = [
-            DeadLetter(
-                job=job,
-                super_batch_id=super_batch_id,
-                reason="EXPIRED",
-                detail="no decision within the job's super_batch_ttl",
-                at_s=now_s,
-            )
+            DeadLetter.expired(job, super_batch_id, at_s=now_s)
             for job, state in self._jobs.items()
             for super_batch_id, held in state.in_flight.items()
             if held.deadline_s <= now_s

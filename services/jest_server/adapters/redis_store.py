@@ -325,13 +325,7 @@ class RedisSuperBatchStore(RedisShardQueue):
         letters = []
         while overdue := await self._overdue(now_s):
             for job, super_batch_id in overdue:
-                letter = DeadLetter(
-                    job=job,
-                    super_batch_id=super_batch_id,
-                    reason="EXPIRED",
-                    detail="no decision within the job's super_batch_ttl",
-                    at_s=now_s,
-                )
+                letter = DeadLetter.expired(job, super_batch_id, at_s=now_s)
                 if await self.dead_letter(letter):
                     letters.append(letter)
         return letters
