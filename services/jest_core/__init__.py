@@ -7,10 +7,14 @@ the same seed give the same positions wherever they run.
 from jest_core.counter_rng import selection_seed
 from jest_core.joint import conditional_logits, select_sub_batch
 from jest_core.policy import SelectionPolicy
-from jest_core.types import Embeddings, Selection
+from jest_core.schedules import Schedule
+from jest_core.types import Embeddings, ExampleLosses, PairLosses, Selection
 
 __all__ = [
     "Embeddings",
+    "ExampleLosses",
+    "PairLosses",
+    "Schedule",
     "Selection",
     "SelectionPolicy",
     "conditional_logits",

@@ -8,11 +8,12 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from jest_core.policy import SelectionPolicy, require_positive_int
-from jest_core.sampling import CandidatePool
-from jest_core.types import Embeddings
+from jest_core.checks import require_positive_int
+from jest_core.policy import SelectionPolicy
+from jest_core.sampling import CandidatePool, Groups
+from jest_core.types import Embeddings, ExampleLosses, ModelOutputs, PairLosses
 
-SignedModels = list[tuple[Embeddings, int]]
+SignedModels = list[tuple[ModelOutputs, int]]
 
 # S is the sum of sign * loss over the models: (sign of the learner, sign of the reference).
 _SIGNS = {
@@ -23,30 +24,52 @@ _SIGNS = {
 }
 
 
-def signed_models(learner: Embeddings | None, reference: Embeddings | None, policy: SelectionPolicy) -> SignedModels:
+_KIND_NAMES: dict[type[ModelOutputs], str] = {
+    Embeddings: "embeddings",
+    PairLosses: "pair losses",
+    ExampleLosses: "example losses",
+}
+# What the learner, and what the reference, must bring for each loss.
+_OUTPUTS: dict[str, tuple[tuple[type[ModelOutputs], ...], tuple[type[ModelOutputs], ...]]] = {
+    "sigmoid": ((Embeddings,), (Embeddings,)),
+    "softmax": ((Embeddings,), (Embeddings,)),
+    "pairwise": ((PairLosses,), (Embeddings, PairLosses)),
+    "per_example": ((ExampleLosses,), (ExampleLosses,)),
+}
+
+
+def signed_models(
+    learner: ModelOutputs | None, reference: ModelOutputs | None, policy: SelectionPolicy
+) -> SignedModels:
     """The models that the scoring needs, each with the sign of its loss in S."""
-    given = zip(("learner", "reference"), (learner, reference), _SIGNS[policy.scoring], strict=True)
+    given = zip(
+        ("learner", "reference"), (learner, reference), _OUTPUTS[policy.loss], _SIGNS[policy.scoring], strict=True
+    )
     models = []
-    for name, embeddings, sign in given:
+    for name, outputs, accepted, sign in given:
         if sign == 0:
             continue
-        if embeddings is None:
-            raise ValueError(f"{name} is None, but scoring {policy.scoring!r} needs its embeddings")
-        models.append((embeddings, sign))
-    devices = {str(embeddings.image.device) for embeddings, _ in models}
+        if outputs is None:
+            raise ValueError(f"{name} is None, but scoring {policy.scoring!r} needs its {_kinds(accepted)}")
+        if not isinstance(outputs, accepted):
+            raise ValueError(  # noqa: TRY004 - bad input is always ValueError
+                f"{name} must bring its {_kinds(accepted)} under loss {policy.loss!r}, not {type(outputs).__name__}"
+            )
+        models.append((outputs, sign))
+    devices = {str(outputs.device) for outputs, _ in models}
     if len(devices) > 1:
         raise ValueError(f"learner and reference must be on one device, not on {' and '.join(sorted(devices))}")
     return models
 
 
 def resolve_super_batch_size(
-    learner: Embeddings | None, reference: Embeddings | None, super_batch_size: int | None
+    learner: ModelOutputs | None, reference: ModelOutputs | None, super_batch_size: int | None
 ) -> int:
     """B, on which everything that was given must agree."""
     sizes: dict[str, int] = {}
-    for name, embeddings in (("learner", learner), ("reference", reference)):
-        if embeddings is not None:
-            sizes[name] = len(embeddings)
+    for name, outputs in (("learner", learner), ("reference", reference)):
+        if outputs is not None:
+            sizes[name] = len(outputs)
     if super_batch_size is not None:
         require_positive_int("super_batch_size", super_batch_size)
         sizes["super_batch_size"] = super_batch_size
@@ -63,12 +86,14 @@ def candidate_pool(
     size: int,
     example_keys: Sequence[Hashable] | Tensor | None,
     rank_of_row: Tensor | None,
+    group_labels: Sequence[Hashable] | Tensor | None,
     device: torch.device,
 ) -> CandidatePool:
     """All rows, ready to be chosen from, once it is sure that the sub-batch can be filled."""
     sub_batch_size = policy.resolve_sub_batch_size(size)
-    codes_B, num_keys = _key_codes(example_keys, size)
+    codes_B, num_keys = _codes("example_keys", "key", example_keys, size)
     ranks_B, world_size = _ranks(rank_of_row, size)
+    groups = _groups(group_labels, policy.max_per_group, size)
     if num_keys < sub_batch_size:
         raise ValueError(
             f"the super-batch ({size} rows) has {num_keys} distinct example keys, "
@@ -82,7 +107,7 @@ def candidate_pool(
             f"the sub-batch ({sub_batch_size}) must be divisible by the number of ranks ({world_size}) under placement "
             f"'per_rank': choose {sub_batch_size - rest} or {sub_batch_size - rest + world_size}, or placement 'global'"
         )
-    pool = CandidatePool(codes_B.to(device), num_keys, ranks_B.to(device), world_size)
+    pool = CandidatePool(codes_B, num_keys, ranks_B, world_size, groups, device)
     pool.require_enough([share] * world_size)
     return pool
 
@@ -100,24 +125,38 @@ def chosen_rows(chosen: Sequence[int] | Tensor, size: int) -> Tensor:
     return rows.long()
 
 
-def _key_codes(example_keys: Sequence[Hashable] | Tensor | None, size: int) -> tuple[Tensor, int]:
-    """int64 [B], equal for equal keys and from 0 upwards without a gap; and how many there are."""
-    if example_keys is None:
+def _codes(name: str, noun: str, values: Sequence[Hashable] | Tensor | None, size: int) -> tuple[Tensor, int]:
+    """int64 [B] on the CPU, equal for equal values and from 0 upwards without a gap; and how many there are."""
+    if values is None:
         return torch.arange(size), size
-    if isinstance(example_keys, str | bytes):
-        raise ValueError("example_keys must hold one key for each row, not be a single string")  # noqa: TRY004 - bad input is always ValueError
-    if isinstance(example_keys, Tensor):
-        _require_int64_column("example_keys", example_keys, size)
-        keys, codes_B = torch.unique(example_keys, return_inverse=True)
-        return codes_B, len(keys)
-    if len(example_keys) != size:
-        raise ValueError(f"example_keys has {len(example_keys)} keys for a super-batch of {size} rows")
+    if isinstance(values, str | bytes):
+        raise ValueError(f"{name} must hold one {noun} for each row, not be a single string")  # noqa: TRY004 - bad input is always ValueError
+    if isinstance(values, Tensor):
+        _require_int64_column(name, values, size)
+        distinct, codes_B = torch.unique(values.cpu(), return_inverse=True)
+        return codes_B, len(distinct)
+    if len(values) != size:
+        raise ValueError(f"{name} has {len(values)} {noun}s for a super-batch of {size} rows")
     codes: dict[Hashable, int] = {}
     try:
-        codes_B = torch.tensor([codes.setdefault(key, len(codes)) for key in example_keys])
+        codes_B = torch.tensor([codes.setdefault(value, len(codes)) for value in values])
     except TypeError as error:
-        raise ValueError(f"example_keys must be hashable: {error}") from error
+        raise ValueError(f"{name} must be hashable: {error}") from error
     return codes_B, len(codes)
+
+
+def _groups(labels: Sequence[Hashable] | Tensor | None, limit: int | None, size: int) -> Groups | None:
+    """None where nothing is limited; a label of None is no group."""
+    if labels is None:
+        if limit is not None:
+            raise ValueError(f"group_labels must be given, because max_per_group is {limit}")
+        return None
+    codes_B, _ = _codes("group_labels", "label", labels, size)
+    if limit is None:
+        return None
+    if not isinstance(labels, Tensor):
+        codes_B[torch.tensor([label is None for label in labels])] = -1
+    return Groups(codes_B, limit)
 
 
 def _ranks(rank_of_row: Tensor | None, size: int) -> tuple[Tensor, int]:
@@ -128,7 +167,7 @@ def _ranks(rank_of_row: Tensor | None, size: int) -> tuple[Tensor, int]:
     present = torch.unique(rank_of_row).tolist()
     if present != list(range(len(present))):
         raise ValueError(f"rank_of_row must hold every rank from 0 to W - 1, not {_abridged(present)}")
-    return rank_of_row, len(present)
+    return rank_of_row.cpu(), len(present)
 
 
 def _require_int64_column(name: str, values: object, size: int) -> None:
@@ -136,6 +175,10 @@ def _require_int64_column(name: str, values: object, size: int) -> None:
         raise ValueError(f"{name} must be a tensor, not {type(values).__name__}")  # noqa: TRY004 - as above
     if values.shape != (size,) or values.dtype != torch.int64:
         raise ValueError(f"{name} must be int64 of shape [{size}], not {values.dtype} of shape {list(values.shape)}")
+
+
+def _kinds(accepted: tuple[type[ModelOutputs], ...]) -> str:
+    return " or ".join(_KIND_NAMES[kind] for kind in accepted)
 
 
 def _abridged(values: list[int]) -> str:

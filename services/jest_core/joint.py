@@ -13,57 +13,75 @@ import torch
 from torch import Tensor
 
 from jest_core.counter_rng import require_seed
-from jest_core.inputs import SignedModels, candidate_pool, chosen_rows, resolve_super_batch_size, signed_models
+from jest_core.inputs import candidate_pool, chosen_rows, resolve_super_batch_size, signed_models
 from jest_core.policy import SelectionPolicy
 from jest_core.sampling import CandidatePool, order_by_gumbel, order_by_logit, perplexity, rank_quotas
-from jest_core.scores import SigmoidScores
-from jest_core.types import Embeddings, Selection
+from jest_core.schedules import Schedule
+from jest_core.scores import Scores, scores_of
+from jest_core.types import ModelOutputs, Selection
 
 
 def select_sub_batch(
-    learner: Embeddings | None,
-    reference: Embeddings | None,
+    learner: ModelOutputs | None,
+    reference: ModelOutputs | None,
     policy: SelectionPolicy,
     *,
     seed: int,
     example_keys: Sequence[Hashable] | Tensor | None = None,
     rank_of_row: Tensor | None = None,
+    group_labels: Sequence[Hashable] | Tensor | None = None,
     super_batch_size: int | None = None,
 ) -> Selection:
     """Choose b of B rows, jointly.
 
-    Work O(B * b * D) on the device of the embeddings; memory O(B) and a few MiB of buffers beside them. The same
-    inputs and seed give the same answer. Another device can round logits differently in their last bits, which
-    exchanges rows only where two noisy logits are that close.
+    Work O(B * b * D) on the device of the embeddings; memory O(B) and a few MiB of buffers beside them, and
+    8 * B * D bytes for each model whose embeddings have 16 bits. The same inputs and seed give the same answer.
+    Another device can round logits differently in their last bits, which exchanges rows only where two noisy logits
+    are that close.
 
     Args:
-        learner: the learner's embeddings; None if the scoring does without.
-        reference: the reference model's embeddings of the same rows; None if the scoring does without.
-            Width, dtype, scale and bias may differ from the learner's.
-        policy: the selection rule.
+        learner: the learner's embeddings, or its losses under the losses `pairwise` and `per_example`; None if the
+            scoring does without.
+        reference: the reference model's embeddings of the same rows, or its losses likewise; None if the
+            scoring does without. Width, dtype, scale and bias may differ from the learner's.
+        policy: the selection rule, without schedules.
         seed: 64 unsigned bits, see `selection_seed`.
         example_keys: which example each row is: B hashable values or an int64 tensor [B]; None if no row
             is a duplicate. At most one row of an example is chosen.
         rank_of_row: int64 [B], which rank holds each row, every rank from 0 to W - 1 present; None for one rank.
-        super_batch_size: B, for when no embeddings are given.
+        group_labels: which group each row belongs to, for the policy's `max_per_group`: B hashable values, None for
+            a row of no group, or an int64 tensor [B].
+        super_batch_size: B, for when no model's outputs are given.
 
     Raises:
-        ValueError: an input does not fit the others or the policy, or there are too few distinct examples,
-            in all or for one rank.
+        ValueError: an input does not fit the others or the policy, the policy depends on a step, or there are too
+            few rows that example keys, groups and ranks allow.
     """
+    policy.require_unscheduled()
     require_seed("seed", seed)
     models = signed_models(learner, reference, policy)
     size = resolve_super_batch_size(learner, reference, super_batch_size)
     sub_batch_size = policy.resolve_sub_batch_size(size)
-    device = models[0][0].image.device if models else torch.device("cpu")
-    pool = candidate_pool(policy, size, example_keys, rank_of_row, device)
+    device = models[0][0].device if models else torch.device("cpu")
+    pool = candidate_pool(policy, size, example_keys, rank_of_row, group_labels, device)
+    boundaries = chunk_boundaries(sub_batch_size, policy.num_chunks)
+    # Nothing is chosen after the last chunk, so nothing has to be scored for it.
+    largest = max((stop - start for start, stop in list(pairwise(boundaries))[:-1]), default=0)
     with torch.no_grad():
-        return _grow(models, policy, pool, chunk_boundaries(sub_batch_size, policy.num_chunks), seed)
+        scores = scores_of(models, policy, size, max_chosen=sub_batch_size if policy.weights else largest)
+        positions, perplexities = _grow(scores, policy, pool, boundaries, seed)
+        weights = _weights(scores, positions).cpu() if policy.weights else None
+    return Selection(
+        positions=positions.cpu(),
+        chunk_boundaries=boundaries,
+        perplexity=tuple(perplexities.tolist()),
+        weights=weights,
+    )
 
 
 def conditional_logits(
-    learner: Embeddings | None,
-    reference: Embeddings | None,
+    learner: ModelOutputs | None,
+    reference: ModelOutputs | None,
     policy: SelectionPolicy,
     chosen: Sequence[int] | Tensor,
     *,
@@ -72,22 +90,23 @@ def conditional_logits(
     """Every row's logit given the rows `chosen` already: gain * (S_ii + sum over chosen k of (S_ik + S_ki)).
 
     float32 [B], before noise and masking; with normalization "mean" divided by 1 + 2 * len(chosen). For a row that
-    is itself chosen, its own term in the sum is S_ii, twice. Work O(B * len(chosen) * D).
+    is itself chosen, its own term in the sum is S_ii, twice. Under the softmax loss it is gain * (-x_ii + half the
+    log-sum-exps of the row's logits with the chosen texts and images), without the latter while nothing is chosen.
+    Work O(B * len(chosen) * D).
 
     Raises:
         ValueError: an input does not fit the others, or `chosen` is not a set of distinct rows.
     """
+    policy.require_unscheduled()
     models = signed_models(learner, reference, policy)
     size = resolve_super_batch_size(learner, reference, super_batch_size)
     chosen_c = chosen_rows(chosen, size)
-    if not models:
-        return torch.zeros(size)
-    device = models[0][0].image.device
+    device = models[0][0].device if models else torch.device("cpu")
     rows_B = torch.arange(size, device=device)
     with torch.no_grad():
-        scores = SigmoidScores(models, max_chosen=len(chosen_c))
+        scores = scores_of(models, policy, size, max_chosen=len(chosen_c))
         scores.add_chosen(chosen_c.to(device), rows_B)
-        return _logits(scores.sums(rows_B), policy, len(chosen_c))
+        return _logits(scores, policy, rows_B, len(chosen_c))
 
 
 def chunk_boundaries(sub_batch_size: int, num_chunks: int) -> tuple[int, ...]:
@@ -96,17 +115,12 @@ def chunk_boundaries(sub_batch_size: int, num_chunks: int) -> tuple[int, ...]:
 
 
 def _grow(
-    models: SignedModels, policy: SelectionPolicy, pool: CandidatePool, boundaries: tuple[int, ...], seed: int
-) -> Selection:
-    chunks = list(pairwise(boundaries))
-    # Nothing is chosen after the last chunk, so nothing has to be scored for it.
-    largest = max((stop - start for start, stop in chunks[:-1]), default=0)
-    scores = SigmoidScores(models, max_chosen=largest) if models else None
+    scores: Scores, policy: SelectionPolicy, pool: CandidatePool, boundaries: tuple[int, ...], seed: int
+) -> tuple[Tensor, Tensor]:
     positions, perplexities = [], []
     rows = pool.rows()
-    for chunk, (start, stop) in enumerate(chunks):
-        sums = scores.sums(rows) if scores else torch.zeros(len(rows), dtype=torch.float64)
-        logits = _logits(sums, policy, start)
+    for chunk, (start, stop) in enumerate(pairwise(boundaries)):
+        logits = _logits(scores, policy, rows, start)
         perplexities.append(perplexity(logits))
         if policy.sampler == "gumbel":
             ordered = order_by_gumbel(logits, rows, seed=seed, chunk=chunk)
@@ -115,18 +129,21 @@ def _grow(
         taken = pool.take(ordered, rank_quotas(start, stop, pool.world_size))
         positions.append(taken)
         rows = pool.rows()
-        if scores and stop < boundaries[-1]:
+        if stop < boundaries[-1]:
             scores.add_chosen(taken, rows)
-    return Selection(
-        positions=torch.cat(positions).cpu(),
-        chunk_boundaries=boundaries,
-        perplexity=tuple(torch.stack(perplexities).tolist()),
-    )
+    return torch.cat(positions), torch.stack(perplexities)
 
 
-def _logits(sums: Tensor, policy: SelectionPolicy, num_chosen: int) -> Tensor:
-    terms = 1 + 2 * num_chosen if policy.normalization == "mean" else 1
-    logits = (sums * (policy.gain / terms)).float()
+def _logits(scores: Scores, policy: SelectionPolicy, rows: Tensor, num_chosen: int) -> Tensor:
+    assert not isinstance(policy.gain, Schedule)
+    terms = scores.num_terms(num_chosen) if policy.normalization == "mean" else 1
+    logits = (scores.sums(rows) * (policy.gain / terms)).float()
     if not bool(logits.isfinite().all()):
-        raise ValueError("logits overflow float32: the embeddings, a scale, a bias or the gain are too large")
+        raise ValueError("logits overflow float32: the embeddings, a scale, a bias, a loss or the gain are too large")
     return logits
+
+
+def _weights(scores: Scores, positions: Tensor) -> Tensor:
+    worth_b = scores.among(positions).clamp_(min=0)
+    mean = worth_b.mean()
+    return torch.where(mean > 0, worth_b / mean, torch.ones_like(worth_b)).float()

@@ -1,4 +1,4 @@
-"""Which rows a chunk takes: the best-ranked ones that quotas and example keys still allow.
+"""Which rows a chunk takes: the best-ranked ones that quotas, example keys and groups still allow.
 
 Adding Gumbel noise to logits and taking the top c is exactly sampling c times from their softmax without
 replacement (Kool et al., arXiv 1903.06059, section 2). Duplicates of one example are false negatives
@@ -6,6 +6,10 @@ of each other, so at most one of them is ever taken.
 
 Shapes: B = super-batch, n = rows in order of preference, W = ranks.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -43,6 +47,14 @@ def rank_quotas(start: int, stop: int, world_size: int) -> list[int]:
     return [held(stop, rank) - held(start, rank) for rank in range(world_size)]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Groups:
+    """Rows that share a limit: a code for each, int64 [B], -1 for a row of no group; and the most to take of one."""
+
+    codes: Tensor
+    limit: int
+
+
 class CandidatePool:
     """The rows that may still be chosen.
 
@@ -51,89 +63,101 @@ class CandidatePool:
         num_keys: how many different examples there are.
         ranks_B: int64 [B], the rank that holds each row, from 0 to `world_size` - 1.
         world_size: W.
+        groups: of which no more than so many rows may be chosen; None for no such limit.
+        device: where `rows` and `take` deal in rows.
     """
 
-    def __init__(self, key_codes_B: Tensor, num_keys: int, ranks_B: Tensor, world_size: int) -> None:
+    def __init__(
+        self,
+        key_codes_B: Tensor,
+        num_keys: int,
+        ranks_B: Tensor,
+        world_size: int,
+        groups: Groups | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._key_codes_B = key_codes_B
         self._ranks_B = ranks_B
         self._num_keys = num_keys
+        self._device = device
         self.world_size = world_size
         self._is_open_B = torch.ones_like(key_codes_B, dtype=torch.bool)
+        self._groups = groups
+        num_groups = int(groups.codes.max()) + 1 if groups else 0
+        # The last entry is for rows of no group, whose code is -1.
+        self._room = [groups.limit] * num_groups + [len(key_codes_B)] if groups else [len(key_codes_B)]
 
     def rows(self) -> Tensor:
-        """int64: the rows that are neither chosen nor duplicates of a chosen one, in ascending order."""
-        return self._is_open_B.nonzero().squeeze(1)
+        """int64: the rows that may still be chosen, in ascending order."""
+        return self._is_open_B.nonzero().squeeze(1).to(self._device)
 
     def require_enough(self, quotas: list[int]) -> None:
-        """Raise a ValueError unless every rank has distinct examples enough for its whole share."""
-        distinct = torch.unique(torch.stack((self._ranks_B, self._key_codes_B)), dim=1)[0]
-        available = torch.bincount(distinct, minlength=self.world_size).tolist()
+        """Raise a ValueError unless every rank by itself has examples enough for its whole share.
+
+        What ranks take from each other, by duplicates and groups that lie on several of them, shows only in the walk.
+        """
+        distinct = torch.unique(self._ranks_B * self._num_keys + self._key_codes_B)
+        available = torch.bincount(distinct // self._num_keys, minlength=self.world_size).tolist()
         for rank, (have, need) in enumerate(zip(available, quotas, strict=True)):
             if have < need:
-                raise ValueError(_shortage(rank, have, need))
+                raise ValueError(_shortage(rank, have, need, "distinct example keys"))
+        if self._groups is not None:
+            self._require_groups(quotas, self._groups)
 
     def take(self, ordered_n: Tensor, quotas: list[int]) -> Tensor:
-        """Walk down `ordered_n`, taking rows while their rank has quota left and their example is new.
+        """Walk down `ordered_n`, taking rows whose rank has quota left, whose example is new, whose group is not full.
 
-        The walk is done for all rows at once: every rank claims its first open rows; where claims are for one
-        example, the first in the order wins and later rows of that example close; repeat until no claim is lost.
-        A winner is a row that the one-by-one walk takes too, unless an earlier row of its example was taken, so
-        a row that closes is never one that the walk takes.
+        The walk ends when the quotas are filled: usually after little more than as many rows.
 
         Raises:
-            ValueError: a rank has fewer distinct examples left than its quota.
+            ValueError: the rows ran out before the quotas were filled.
         """
-        keys_n, ranks_n = self._key_codes_B[ordered_n], self._ranks_B[ordered_n]
-        places_n = torch.arange(len(ordered_n), device=ordered_n.device)
-        is_open_n = torch.ones_like(places_n, dtype=torch.bool)
-        claims = _RankClaims(ranks_n, quotas)
-        while True:
-            claimed_n = claims.first_open(is_open_n)
-            if claimed_n is None:
-                raise self._out_of_rows(keys_n[is_open_n], ranks_n[is_open_n], quotas)
-            winners = places_n.new_full((self._num_keys,), len(places_n))
-            winners.scatter_reduce_(0, keys_n[claimed_n], places_n[claimed_n], "amin")
-            is_open_n &= places_n <= winners[keys_n]
-            if bool(is_open_n[claimed_n].all()):
+        left, wanted = list(quotas), sum(quotas)
+        taken: list[int] = []
+        keys: set[int] = set()
+        for block in torch.split(ordered_n, max(2 * wanted, 1)):
+            if len(taken) == wanted:
                 break
-        taken = ordered_n[claimed_n]
-        self._close(taken)
-        return taken
+            for row, key, rank, group in self._described(block):
+                if left[rank] and key not in keys and self._room[group]:
+                    taken.append(row)
+                    keys.add(key)
+                    left[rank] -= 1
+                    self._room[group] -= 1
+        if len(taken) < wanted:
+            rank = next(rank for rank, count in enumerate(left) if count)
+            what = "distinct example keys" if self._groups is None else "rows that keys and max_per_group allow"
+            raise ValueError(_shortage(rank, quotas[rank] - left[rank], quotas[rank], what))
+        rows = torch.tensor(taken, dtype=torch.int64)
+        self._close(rows)
+        return rows.to(self._device)
+
+    def _described(self, rows: Tensor) -> Iterator[tuple[int, int, int, int]]:
+        rows = rows.cpu()
+        groups = self._groups.codes[rows].tolist() if self._groups else repeat(-1)
+        return zip(rows.tolist(), self._key_codes_B[rows].tolist(), self._ranks_B[rows].tolist(), groups, strict=False)
 
     def _close(self, taken: Tensor) -> None:
         is_taken_key = self._is_open_B.new_zeros(self._num_keys)
         is_taken_key[self._key_codes_B[taken]] = True
         self._is_open_B &= ~is_taken_key[self._key_codes_B]
+        if self._groups is not None:
+            has_room = torch.tensor([room > 0 for room in self._room])
+            self._is_open_B &= has_room[self._groups.codes]
 
-    def _out_of_rows(self, keys: Tensor, ranks: Tensor, quotas: list[int]) -> ValueError:
-        distinct = (len(torch.unique(keys[ranks == rank])) for rank in range(self.world_size))
-        shortages = zip(range(self.world_size), distinct, quotas, strict=True)
-        return ValueError(_shortage(*next(shortage for shortage in shortages if shortage[1] < shortage[2])))
-
-
-class _RankClaims:
-    """The first q_r open rows of every rank r, in the order of the walk."""
-
-    def __init__(self, ranks_n: Tensor, quotas: list[int]) -> None:
-        self._by_rank_n = torch.argsort(ranks_n, stable=True)
-        self._ranks_n = ranks_n[self._by_rank_n]
-        self._quotas_W = ranks_n.new_tensor(quotas)
-
-    def first_open(self, is_open_n: Tensor) -> Tensor | None:
-        """Which of the n rows these are (bool), or None when a rank has fewer open rows than its quota."""
-        is_open_by_rank_n = is_open_n[self._by_rank_n]
-        open_W = torch.bincount(self._ranks_n[is_open_by_rank_n], minlength=len(self._quotas_W))
-        if bool((open_W < self._quotas_W).any()):
-            return None
-        before_W = open_W.cumsum(0) - open_W
-        ordinal_n = is_open_by_rank_n.cumsum(0) - before_W[self._ranks_n]
-        claimed_n = torch.empty_like(is_open_n)
-        claimed_n[self._by_rank_n] = is_open_by_rank_n & (ordinal_n <= self._quotas_W[self._ranks_n])
-        return claimed_n
+    def _require_groups(self, quotas: list[int], groups: Groups) -> None:
+        # Rows of one rank and one group beyond the limit can never be chosen, nor a second row of an example.
+        for rank, need in enumerate(quotas):
+            is_here = self._ranks_B == rank
+            codes = groups.codes[is_here]
+            _, per_group = torch.unique(codes[codes >= 0], return_counts=True)
+            have = int((codes < 0).sum()) + int(per_group.clamp(max=groups.limit).sum())
+            if have < need:
+                raise ValueError(_shortage(rank, have, need, f"rows within max_per_group ({groups.limit})"))
 
 
-def _shortage(rank: int, have: int, need: int) -> str:
+def _shortage(rank: int, have: int, need: int, what: str) -> str:
     return (
-        f"rank {rank} has {have} distinct example keys to choose from, but needs {need}: use a larger super-batch, "
-        "a smaller sub-batch, or fewer duplicates"
+        f"rank {rank} has {have} {what} to choose from, but needs {need}: use a larger super-batch, "
+        "a smaller sub-batch, fewer duplicates or a higher max_per_group"
     )

@@ -45,8 +45,8 @@ def test_logits_do_not_depend_on_how_the_products_are_tiled(monkeypatch, tile):
     learner, reference = random_pair(50, seed=1)
     policy, chosen = SelectionPolicy(filter_ratio=0.5), list(range(0, 50, 3))
     whole = conditional_logits(learner, reference, policy, chosen)
-    monkeypatch.setattr("jest_core.scores.TILE_ROWS", tile[0])
-    monkeypatch.setattr("jest_core.scores.TILE_COLUMNS", tile[1])
+    monkeypatch.setattr("jest_core.tiles.TILE_ROWS", tile[0])
+    monkeypatch.setattr("jest_core.tiles.TILE_COLUMNS", tile[1])
     torch.testing.assert_close(conditional_logits(learner, reference, policy, chosen), whole, rtol=1e-5, atol=1e-4)
 
 

@@ -62,15 +62,35 @@ class _LossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Loss.ValueType],
     LOSS_UNSPECIFIED: _Loss.ValueType  # 0
     """Means LOSS_SIGMOID."""
     LOSS_SIGMOID: _Loss.ValueType  # 1
-    """Pairwise sigmoid loss (SigLIP)."""
+    """Pairwise sigmoid loss (SigLIP). Learners send embeddings."""
+    LOSS_SOFTMAX: _Loss.ValueType  # 2
+    """Softmax loss over the sub-batch (CLIP). Learners send embeddings."""
+    LOSS_PAIRWISE: _Loss.ValueType  # 3
+    """Any other loss that is a sum over image-text pairs. Learners send their pair losses; the reference's are sigmoid losses
+    of its embeddings.
+    """
+    LOSS_PER_EXAMPLE: _Loss.ValueType  # 4
+    """A loss of each example by itself. Learners send their losses, and the reference's beside them; rows are chosen
+    independently of each other.
+    """
 
 class Loss(_Loss, metaclass=_LossEnumTypeWrapper):
-    """The learner's and the reference model's training loss."""
+    """How the loss of a sub-batch comes about, and with it what SelectSubBatch has to bring."""
 
 LOSS_UNSPECIFIED: Loss.ValueType  # 0
 """Means LOSS_SIGMOID."""
 LOSS_SIGMOID: Loss.ValueType  # 1
-"""Pairwise sigmoid loss (SigLIP)."""
+"""Pairwise sigmoid loss (SigLIP). Learners send embeddings."""
+LOSS_SOFTMAX: Loss.ValueType  # 2
+"""Softmax loss over the sub-batch (CLIP). Learners send embeddings."""
+LOSS_PAIRWISE: Loss.ValueType  # 3
+"""Any other loss that is a sum over image-text pairs. Learners send their pair losses; the reference's are sigmoid losses
+of its embeddings.
+"""
+LOSS_PER_EXAMPLE: Loss.ValueType  # 4
+"""A loss of each example by itself. Learners send their losses, and the reference's beside them; rows are chosen
+independently of each other.
+"""
 Global___Loss: _TypeAlias = Loss  # noqa: Y015
 
 class _Normalization:
@@ -145,6 +165,28 @@ PLACEMENT_GLOBAL: Placement.ValueType  # 2
 """The best rows wherever they are; ranks may get different numbers of them."""
 Global___Placement: _TypeAlias = Placement  # noqa: Y015
 
+class _Precision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
+    """Means PRECISION_FLOAT32."""
+    PRECISION_FLOAT32: _Precision.ValueType  # 1
+    PRECISION_BFLOAT16: _Precision.ValueType  # 2
+    """Faster where the server's hardware has it; pair logits are rounded to 8 significant bits."""
+
+class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
+    """Of the matrix products of a selection."""
+
+PRECISION_UNSPECIFIED: Precision.ValueType  # 0
+"""Means PRECISION_FLOAT32."""
+PRECISION_FLOAT32: Precision.ValueType  # 1
+PRECISION_BFLOAT16: Precision.ValueType  # 2
+"""Faster where the server's hardware has it; pair logits are rounded to 8 significant bits."""
+Global___Precision: _TypeAlias = Precision  # noqa: Y015
+
 class _Fallback:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -174,6 +216,76 @@ FALLBACK_HARD_LEARNER: Fallback.ValueType  # 3
 Global___Fallback: _TypeAlias = Fallback  # noqa: Y015
 
 @_typing.final
+class Schedule(_message.Message):
+    """Schedule is a number that depends on the step of the super-batch (SubmitSuperBatchRequest.step).
+
+    During the first warmup_steps it rises in a straight line from 0 (uniform sampling for a gain, the whole super-batch
+    for a filter ratio) to start; then it takes steps to end, and stays there. Values are rounded to nine decimals.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Shape:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ShapeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Schedule._Shape.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SHAPE_UNSPECIFIED: Schedule._Shape.ValueType  # 0
+        """Means SHAPE_CONSTANT."""
+        SHAPE_CONSTANT: Schedule._Shape.ValueType  # 1
+        """Stays at start: end and steps are unset."""
+        SHAPE_LINEAR: Schedule._Shape.ValueType  # 2
+        SHAPE_COSINE: Schedule._Shape.ValueType  # 3
+        """Half a period: slow, fast, slow."""
+
+    class Shape(_Shape, metaclass=_ShapeEnumTypeWrapper):
+        """How the number gets from start to end."""
+
+    SHAPE_UNSPECIFIED: Schedule.Shape.ValueType  # 0
+    """Means SHAPE_CONSTANT."""
+    SHAPE_CONSTANT: Schedule.Shape.ValueType  # 1
+    """Stays at start: end and steps are unset."""
+    SHAPE_LINEAR: Schedule.Shape.ValueType  # 2
+    SHAPE_COSINE: Schedule.Shape.ValueType  # 3
+    """Half a period: slow, fast, slow."""
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    WARMUP_STEPS_FIELD_NUMBER: _builtins.int
+    shape: Global___Schedule.Shape.ValueType
+    start: _builtins.float
+    end: _builtins.float
+    steps: _builtins.int
+    """At least 1."""
+    warmup_steps: _builtins.int
+    def __init__(
+        self,
+        *,
+        shape: Global___Schedule.Shape.ValueType = ...,
+        start: _builtins.float = ...,
+        end: _builtins.float | None = ...,
+        steps: _builtins.int | None = ...,
+        warmup_steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_steps", b"_steps", "end", b"end", "steps", b"steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_steps", b"_steps", "end", b"end", "shape", b"shape", "start", b"start", "steps", b"steps", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+
+Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
+
+@_typing.final
 class SelectionPolicy(_message.Message):
     """SelectionPolicy says how a sub-batch is chosen from a super-batch."""
 
@@ -183,11 +295,16 @@ class SelectionPolicy(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     SUB_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     FILTER_RATIO_FIELD_NUMBER: _builtins.int
+    FILTER_RATIO_SCHEDULE_FIELD_NUMBER: _builtins.int
     NUM_CHUNKS_FIELD_NUMBER: _builtins.int
     GAIN_FIELD_NUMBER: _builtins.int
     NORMALIZATION_FIELD_NUMBER: _builtins.int
     SAMPLER_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    GAIN_SCHEDULE_FIELD_NUMBER: _builtins.int
+    MAX_PER_GROUP_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     scoring: Global___Scoring.ValueType
     loss: Global___Loss.ValueType
     sub_batch_size: _builtins.int
@@ -197,10 +314,25 @@ class SelectionPolicy(_message.Message):
     num_chunks: _builtins.int
     """Rounds in which the sub-batch is grown. Unset means 16."""
     gain: _builtins.float
-    """Factor on the logits. Unset means 1."""
+    """Factor on the logits, at least 0, where 0 is uniform sampling. Unset means 1."""
     normalization: Global___Normalization.ValueType
     sampler: Global___Sampler.ValueType
     placement: Global___Placement.ValueType
+    max_per_group: _builtins.int
+    """The most rows to choose of one group (SubmitSuperBatchRequest.group_labels). Unset means no limit."""
+    weights: _builtins.bool
+    """Answer with a weight for every chosen row."""
+    precision: Global___Precision.ValueType
+    @_builtins.property
+    def filter_ratio_schedule(self) -> Global___Schedule:
+        """The same as a function of the step, in [0, 1) at every step. Under PLACEMENT_PER_RANK the sub-batch is rounded down to
+        a multiple of world_size.
+        """
+
+    @_builtins.property
+    def gain_schedule(self) -> Global___Schedule:
+        """The gain as a function of the step; gain is unset then."""
+
     def __init__(
         self,
         *,
@@ -208,24 +340,33 @@ class SelectionPolicy(_message.Message):
         loss: Global___Loss.ValueType = ...,
         sub_batch_size: _builtins.int = ...,
         filter_ratio: _builtins.str = ...,
+        filter_ratio_schedule: Global___Schedule | None = ...,
         num_chunks: _builtins.int | None = ...,
         gain: _builtins.float | None = ...,
         normalization: Global___Normalization.ValueType = ...,
         sampler: Global___Sampler.ValueType = ...,
         placement: Global___Placement.ValueType = ...,
+        gain_schedule: Global___Schedule | None = ...,
+        max_per_group: _builtins.int | None = ...,
+        weights: _builtins.bool = ...,
+        precision: Global___Precision.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_num_chunks", b"_num_chunks", "filter_ratio", b"filter_ratio", "gain", b"gain", "num_chunks", b"num_chunks", "size", b"size", "sub_batch_size", b"sub_batch_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_per_group", b"_max_per_group", "_num_chunks", b"_num_chunks", "filter_ratio", b"filter_ratio", "filter_ratio_schedule", b"filter_ratio_schedule", "gain", b"gain", "gain_schedule", b"gain_schedule", "max_per_group", b"max_per_group", "num_chunks", b"num_chunks", "size", b"size", "sub_batch_size", b"sub_batch_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_num_chunks", b"_num_chunks", "filter_ratio", b"filter_ratio", "gain", b"gain", "loss", b"loss", "normalization", b"normalization", "num_chunks", b"num_chunks", "placement", b"placement", "sampler", b"sampler", "scoring", b"scoring", "size", b"size", "sub_batch_size", b"sub_batch_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_max_per_group", b"_max_per_group", "_num_chunks", b"_num_chunks", "filter_ratio", b"filter_ratio", "filter_ratio_schedule", b"filter_ratio_schedule", "gain", b"gain", "gain_schedule", b"gain_schedule", "loss", b"loss", "max_per_group", b"max_per_group", "normalization", b"normalization", "num_chunks", b"num_chunks", "placement", b"placement", "precision", b"precision", "sampler", b"sampler", "scoring", b"scoring", "size", b"size", "sub_batch_size", b"sub_batch_size", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gain: _TypeAlias = _typing.Literal["gain"]  # noqa: Y015
     _WhichOneofArgType__gain: _TypeAlias = _typing.Literal["_gain", b"_gain"]  # noqa: Y015
+    _WhichOneofReturnType__max_per_group: _TypeAlias = _typing.Literal["max_per_group"]  # noqa: Y015
+    _WhichOneofArgType__max_per_group: _TypeAlias = _typing.Literal["_max_per_group", b"_max_per_group"]  # noqa: Y015
     _WhichOneofReturnType__num_chunks: _TypeAlias = _typing.Literal["num_chunks"]  # noqa: Y015
     _WhichOneofArgType__num_chunks: _TypeAlias = _typing.Literal["_num_chunks", b"_num_chunks"]  # noqa: Y015
-    _WhichOneofReturnType_size: _TypeAlias = _typing.Literal["sub_batch_size", "filter_ratio"]  # noqa: Y015
+    _WhichOneofReturnType_size: _TypeAlias = _typing.Literal["sub_batch_size", "filter_ratio", "filter_ratio_schedule"]  # noqa: Y015
     _WhichOneofArgType_size: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gain) -> _WhichOneofReturnType__gain | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_per_group) -> _WhichOneofReturnType__max_per_group | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_chunks) -> _WhichOneofReturnType__num_chunks | None: ...
     @_typing.overload
@@ -251,7 +392,9 @@ class JobSpec(_message.Message):
     name: _builtins.str
     """1 to 128 characters of [A-Za-z0-9._-], starting with a letter or digit."""
     reference_model: _builtins.str
-    """Name of the reference model as Triton serves it."""
+    """Name of the reference model as Triton serves it. May be empty where the policy needs none: scoring UNIFORM or
+    HARD_LEARNER, or loss PER_EXAMPLE.
+    """
     world_size: _builtins.int
     """Ranks that contribute to each super-batch. Unset means 1."""
     seed: _builtins.int

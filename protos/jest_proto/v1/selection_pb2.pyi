@@ -44,16 +44,26 @@ class SubmitSuperBatchRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     EXAMPLE_KEYS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    GROUP_LABELS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     super_batch_id: _builtins.str
     """Chosen by the trainer, the same on all ranks. 1 to 128 characters of [A-Za-z0-9._:-]."""
     rank: _builtins.int
     world_size: _builtins.int
     """Has to be the job's."""
+    step: _builtins.int
+    """The training step, from 0, the same on all ranks. Has to be set when the job's policy has a schedule."""
     @_builtins.property
     def example_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One for each row, in row order: what the example is called in the reference cache. The same key has to mean the same
         picture and the same text for ever. At most one of the rows with equal keys is chosen. 1 to 512 bytes of UTF-8 each.
+        """
+
+    @_builtins.property
+    def group_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One for each row, in row order: the group it belongs to, such as a concept; empty for a row of no group. Has to be there
+        when the job's policy limits the rows of a group, and may be left out otherwise. At most 256 bytes of UTF-8 each.
         """
 
     def __init__(
@@ -64,12 +74,16 @@ class SubmitSuperBatchRequest(_message.Message):
         rank: _builtins.int = ...,
         world_size: _builtins.int = ...,
         example_keys: _abc.Iterable[_builtins.str] | None = ...,
+        step: _builtins.int | None = ...,
+        group_labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["example_keys", b"example_keys", "job", b"job", "rank", b"rank", "super_batch_id", b"super_batch_id", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "example_keys", b"example_keys", "group_labels", b"group_labels", "job", b"job", "rank", b"rank", "step", b"step", "super_batch_id", b"super_batch_id", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
 
 Global___SubmitSuperBatchRequest: _TypeAlias = SubmitSuperBatchRequest  # noqa: Y015
 
@@ -218,6 +232,80 @@ class LearnerEmbeddings(_message.Message):
 Global___LearnerEmbeddings: _TypeAlias = LearnerEmbeddings  # noqa: Y015
 
 @_typing.final
+class LearnerPairLosses(_message.Message):
+    """LearnerPairLosses announces the learner's loss of each of the rank's images with every text of the super-batch, the
+    rows of the ranks one after the other: a matrix [rows, super_batch_size] in FP32, FP16 or BF16, cut into tiles.
+
+    The ranks' matrices, one below the other, are the pair-loss matrix of the super-batch. Its size is limited
+    (GetServerInfoResponse.max_pair_loss_bytes).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairLossTile]:
+        """Tile i is the tensor i of the header. Together the tiles cover the matrix, each element once."""
+
+    def __init__(
+        self,
+        *,
+        tiles: _abc.Iterable[Global___PairLossTile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tiles", b"tiles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnerPairLosses: _TypeAlias = LearnerPairLosses  # noqa: Y015
+
+@_typing.final
+class PairLossTile(_message.Message):
+    """PairLossTile is where a tile lies in the rank's matrix. Its size is the tensor's shape."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """The first of the rank's rows."""
+    column: _builtins.int
+    """The first column, counted over all ranks' rows."""
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        column: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairLossTile: _TypeAlias = PairLossTile  # noqa: Y015
+
+@_typing.final
+class LearnerExampleLosses(_message.Message):
+    """LearnerExampleLosses announces the tensor "learner_loss", [rows], and "reference_loss", [rows], in FP32, FP16 or BF16:
+    the loss of each example by itself. Each is there if the job's scoring needs it, and not otherwise.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnerExampleLosses: _TypeAlias = LearnerExampleLosses  # noqa: Y015
+
+@_typing.final
 class SelectSubBatchHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -226,6 +314,8 @@ class SelectSubBatchHeader(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    PAIR_LOSSES_FIELD_NUMBER: _builtins.int
+    EXAMPLE_LOSSES_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     RETURN_REFERENCE_EMBEDDINGS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
@@ -237,6 +327,10 @@ class SelectSubBatchHeader(_message.Message):
     @_builtins.property
     def embeddings(self) -> Global___LearnerEmbeddings: ...
     @_builtins.property
+    def pair_losses(self) -> Global___LearnerPairLosses: ...
+    @_builtins.property
+    def example_losses(self) -> Global___LearnerExampleLosses: ...
+    @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorSpec]: ...
     def __init__(
         self,
@@ -246,14 +340,16 @@ class SelectSubBatchHeader(_message.Message):
         rank: _builtins.int = ...,
         world_size: _builtins.int = ...,
         embeddings: Global___LearnerEmbeddings | None = ...,
+        pair_losses: Global___LearnerPairLosses | None = ...,
+        example_losses: Global___LearnerExampleLosses | None = ...,
         tensors: _abc.Iterable[_tensors_pb2.TensorSpec] | None = ...,
         return_reference_embeddings: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "outputs", b"outputs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "example_losses", b"example_losses", "outputs", b"outputs", "pair_losses", b"pair_losses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "job", b"job", "outputs", b"outputs", "rank", b"rank", "return_reference_embeddings", b"return_reference_embeddings", "super_batch_id", b"super_batch_id", "tensors", b"tensors", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "example_losses", b"example_losses", "job", b"job", "outputs", b"outputs", "pair_losses", b"pair_losses", "rank", b"rank", "return_reference_embeddings", b"return_reference_embeddings", "super_batch_id", b"super_batch_id", "tensors", b"tensors", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outputs: _TypeAlias = _typing.Literal["embeddings"]  # noqa: Y015
+    _WhichOneofReturnType_outputs: _TypeAlias = _typing.Literal["embeddings", "pair_losses", "example_losses"]  # noqa: Y015
     _WhichOneofArgType_outputs: _TypeAlias = _typing.Literal["outputs", b"outputs"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outputs) -> _WhichOneofReturnType_outputs | None: ...
 
@@ -350,6 +446,8 @@ class SelectSubBatchResponse(_message.Message):
     FALLBACK_FIELD_NUMBER: _builtins.int
     FALLBACK_REASON_FIELD_NUMBER: _builtins.int
     REFERENCE_EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
     sub_batch_size: _builtins.int
     """Of the whole sub-batch, all ranks together."""
     super_batch_size: _builtins.int
@@ -360,6 +458,8 @@ class SelectSubBatchResponse(_message.Message):
     fallback: _jobs_pb2.Fallback.ValueType
     """FALLBACK_UNSPECIFIED: none was needed."""
     fallback_reason: _builtins.str
+    gain: _builtins.float
+    """Of this step."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """This rank's rows in order of choice."""
@@ -376,6 +476,12 @@ class SelectSubBatchResponse(_message.Message):
         when a call repeats one whose decision was recorded before: decisions are kept, embeddings are not.
         """
 
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """If the job's policy asks for weights: what each position is worth for the learner, in their order. Over the whole sub-batch
+        their mean is 1.
+        """
+
     def __init__(
         self,
         *,
@@ -390,10 +496,12 @@ class SelectSubBatchResponse(_message.Message):
         fallback: _jobs_pb2.Fallback.ValueType = ...,
         fallback_reason: _builtins.str = ...,
         reference_embeddings: _abc.Iterable[_tensors_pb2.Tensor] | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+        gain: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "fallback", b"fallback", "fallback_reason", b"fallback_reason", "perplexity", b"perplexity", "positions", b"positions", "reference_embeddings", b"reference_embeddings", "reference_inferences", b"reference_inferences", "reference_version", b"reference_version", "sub_batch_size", b"sub_batch_size", "super_batch_size", b"super_batch_size", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "fallback", b"fallback", "fallback_reason", b"fallback_reason", "gain", b"gain", "perplexity", b"perplexity", "positions", b"positions", "reference_embeddings", b"reference_embeddings", "reference_inferences", b"reference_inferences", "reference_version", b"reference_version", "sub_batch_size", b"sub_batch_size", "super_batch_size", b"super_batch_size", "timings", b"timings", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,6 +534,8 @@ class GetServerInfoResponse(_message.Message):
     MAX_TENSOR_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_PAIR_LOSS_BYTES_FIELD_NUMBER: _builtins.int
+    PRECISIONS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     max_rows_per_rank: _builtins.int
     """Largest number of rows one rank may submit."""
@@ -434,6 +544,8 @@ class GetServerInfoResponse(_message.Message):
     max_message_bytes: _builtins.int
     """Largest single message: chunks have to stay below it."""
     max_world_size: _builtins.int
+    max_pair_loss_bytes: _builtins.int
+    """Largest pair-loss matrix of a whole super-batch."""
     @_builtins.property
     def scorings(self) -> _containers.RepeatedScalarFieldContainer[_jobs_pb2.Scoring.ValueType]: ...
     @_builtins.property
@@ -442,6 +554,8 @@ class GetServerInfoResponse(_message.Message):
     def learner_datatypes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Element types accepted for learner outputs."""
 
+    @_builtins.property
+    def precisions(self) -> _containers.RepeatedScalarFieldContainer[_jobs_pb2.Precision.ValueType]: ...
     def __init__(
         self,
         *,
@@ -453,10 +567,12 @@ class GetServerInfoResponse(_message.Message):
         max_tensor_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         max_world_size: _builtins.int = ...,
+        max_pair_loss_bytes: _builtins.int = ...,
+        precisions: _abc.Iterable[_jobs_pb2.Precision.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["learner_datatypes", b"learner_datatypes", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "max_rows_per_rank", b"max_rows_per_rank", "max_tensor_bytes", b"max_tensor_bytes", "max_world_size", b"max_world_size", "scorings", b"scorings", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learner_datatypes", b"learner_datatypes", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "max_pair_loss_bytes", b"max_pair_loss_bytes", "max_rows_per_rank", b"max_rows_per_rank", "max_tensor_bytes", b"max_tensor_bytes", "max_world_size", b"max_world_size", "precisions", b"precisions", "scorings", b"scorings", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
