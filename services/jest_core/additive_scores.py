@@ -91,9 +91,8 @@ class _SigmoidTerms:
 class _MatrixTerms:
     """One model's pair losses between tiles of rows and the newly chosen rows, read from its matrix."""
 
-    def __init__(self, losses: PairLosses, workspace: Workspace) -> None:
+    def __init__(self, losses: PairLosses) -> None:
         self._losses_BB = losses.values.detach()
-        self._workspace = workspace
         self._chosen_c = torch.empty(0, dtype=torch.int64)
         self.matching_B = self._losses_BB.diagonal().float()
         _require_finite(self.matching_B)
@@ -102,8 +101,15 @@ class _MatrixTerms:
         self._chosen_c = chosen_c
 
     def sums_with_chosen(self, tile: RowTile) -> Iterator[Tensor]:
-        for losses in (self._losses_BB[tile, self._chosen_c], self._losses_BB[self._chosen_c][:, tile].T):
-            sums_R = losses.sum(dim=1, dtype=torch.float32)
+        chosen_c = self._chosen_c
+        if isinstance(tile, slice):
+            with_texts_Rc = self._losses_BB[tile].index_select(1, chosen_c)
+            with_images_cR = self._losses_BB[:, tile].index_select(0, chosen_c)
+        else:
+            with_texts_Rc = self._losses_BB[tile[:, None], chosen_c]
+            with_images_cR = self._losses_BB[chosen_c[:, None], tile]
+        for losses, over in ((with_texts_Rc, 1), (with_images_cR, 0)):
+            sums_R = losses.sum(dim=over, dtype=torch.float32)
             _require_finite(sums_R)
             yield sums_R
 
@@ -115,7 +121,7 @@ class _MatrixTerms:
 def _terms(outputs: ModelOutputs, precision: Precision, workspace: Workspace) -> _SigmoidTerms | _MatrixTerms:
     assert not isinstance(outputs, ExampleLosses)
     if isinstance(outputs, PairLosses):
-        return _MatrixTerms(outputs, workspace)
+        return _MatrixTerms(outputs)
     return _SigmoidTerms(outputs, precision, workspace)
 
 
