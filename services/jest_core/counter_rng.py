@@ -63,7 +63,12 @@ def philox_4x32(counter: Words, seed: int) -> Words:
     for _ in range(_ROUNDS):
         high0, low0 = _multiply(x0, _MULTIPLIERS[0])
         high1, low1 = _multiply(x2, _MULTIPLIERS[1])
-        x0, x1, x2, x3 = high1 ^ x1 ^ key0, low1, high0 ^ x3 ^ key1, low0
+        x0, x1, x2, x3 = (
+            high1.bitwise_xor_(x1).bitwise_xor_(key0),
+            low1,
+            high0.bitwise_xor_(x3).bitwise_xor_(key1),
+            low0,
+        )
         key0 = (key0 + _KEY_INCREMENTS[0]) & _WORD
         key1 = (key1 + _KEY_INCREMENTS[1]) & _WORD
     return x0, x1, x2, x3
@@ -72,4 +77,4 @@ def philox_4x32(counter: Words, seed: int) -> Words:
 def _multiply(words: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     # A 64-bit product may wrap into the sign bit; its bits are right all the same, and the masks read them.
     product = words * factor
-    return (product >> 32) & _WORD, product & _WORD
+    return (product >> 32).bitwise_and_(_WORD), product.bitwise_and_(_WORD)

@@ -1,13 +1,14 @@
 """How fast and how large a selection is: against dense implementations, against its bare products, and as it grows.
 
-Run it with `jest-server bench selection`. Everything is timed in one process, the contenders taking turns; peak memory is
-measured in a fresh process for each.
+Run it with `jest-server bench selection`. Everything is timed in one process, the contenders taking turns; peak memory
+is measured in a fresh process for each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,18 +142,17 @@ def _rules(options: Options, rows: int) -> list[dict[str, Any]]:
     for loss in ("sigmoid", "softmax"):
         exact = replace(options.policy, loss=loss)
         rounded = replace(exact, precision="bfloat16")
-        works = {
-            "float32": partial(select_sub_batch, batch.learner, batch.reference, exact, seed=0),
-            "bfloat16": partial(select_sub_batch, batch.learner, batch.reference, rounded, seed=0),
+        select = partial(select_sub_batch, batch.learner, batch.reference)
+        works: dict[str, Callable[[], object]] = {
+            "float32": partial(select, exact, seed=0),
+            "bfloat16": partial(select, rounded, seed=0),
             "floor": _floor(batch, options, TILE_ROWS),
         }
         seconds = report.alternate(works, runs=options.runs)
-        chosen = set(works["float32"]().positions.tolist())
-        others = (
-            works["bfloat16"](),
-            select_sub_batch(batch.learner, batch.reference, exact, seed=1),
+        chosen, *others = (
+            set(select(policy, seed=seed).positions.tolist()) for policy, seed in ((exact, 0), (rounded, 0), (exact, 1))
         )
-        overlaps = [len(chosen & set(other.positions.tolist())) / len(chosen) for other in others]
+        overlaps = [len(chosen & other) / len(chosen) for other in others]
         found.append(
             {
                 "rows": rows,
@@ -190,7 +190,7 @@ def _floor(batch: SuperBatch, options: Options, block: int | None) -> Callable[[
     rows = len(batch.learner)
     step = block or rows
     boundaries = options.boundaries(rows)
-    sizes = [stop - start for start, stop in zip(boundaries[:-2], boundaries[1:-1], strict=True)]
+    sizes = [stop - start for start, stop in pairwise(boundaries[:-1])]
     out = torch.empty(max(sizes, default=0) * step)
     sides = [side for model in (batch.learner, batch.reference) for side in _sides(model)]
     chosen = [partners[: max(sizes, default=0)].clone() for _, partners in sides]
