@@ -12,8 +12,9 @@ from torch import Tensor
 
 from jest_core.pair_losses import matching_loss, mismatched_loss_
 from jest_core.policy import Precision
-from jest_core.tiles import PairLogits, RowTile, Workspace, add_at, chosen_tiles, row_tiles
+from jest_core.tiles import PairLogits, RowTile, add_at, chosen_tiles, row_tiles
 from jest_core.types import Embeddings, ExampleLosses, ModelOutputs, PairLosses
+from jest_core.workers import Scratch, Workers
 
 
 class AdditiveScores:
@@ -26,14 +27,14 @@ class AdditiveScores:
     Args:
         models: outputs and sign of each model that counts, all of the same super-batch and device.
         precision: of the products of embeddings.
-        max_chosen: the most rows that are chosen between two looks at the scores.
+        workers: who compute the tiles.
     """
 
-    def __init__(self, models: Sequence[tuple[ModelOutputs, int]], precision: Precision, max_chosen: int) -> None:
+    def __init__(self, models: Sequence[tuple[ModelOutputs, int]], precision: Precision, workers: Workers) -> None:
         first, _ = models[0]
         self._size = len(first)
-        workspace = Workspace(self._size, max_chosen, first.device)
-        self._terms = [(_terms(outputs, precision, workspace), sign) for outputs, sign in models]
+        self._workers = workers
+        self._terms = [(_terms(outputs, precision), sign) for outputs, sign in models]
         self._matching_B = torch.zeros(self._size, dtype=torch.float64, device=first.device)
         for terms, sign in self._terms:
             self._matching_B.add_(terms.matching_B, alpha=sign)
@@ -48,12 +49,14 @@ class AdditiveScores:
         for chosen_c in chosen_tiles(chosen):
             for terms, _ in self._terms:
                 terms.choose(chosen_c)
-            for tile in row_tiles(rows, self._size):
-                for terms, sign in self._terms:
-                    for sums_R in terms.sums_with_chosen(tile):
-                        add_at(self._sums_B, tile, sums_R, sign)
+            self._workers.for_each(row_tiles(rows, self._size), self._add_tile)
             for terms, sign in self._terms:
                 self._sums_B.index_add_(0, chosen_c, terms.corrections(chosen_c), alpha=sign)
+
+    def _add_tile(self, tile: RowTile, scratch: Scratch) -> None:
+        for terms, sign in self._terms:
+            for sums_R in terms.sums_with_chosen(tile, scratch):
+                add_at(self._sums_B, tile, sums_R, sign)
 
     def among(self, chosen: Tensor) -> Tensor:
         """The scores of all chosen rows from the pairs between them alone."""
@@ -69,16 +72,16 @@ class AdditiveScores:
 class _SigmoidTerms:
     """One model's sigmoid losses between tiles of rows and the newly chosen rows, computed from embeddings."""
 
-    def __init__(self, embeddings: Embeddings, precision: Precision, workspace: Workspace) -> None:
-        self._logits = PairLogits(embeddings, precision, workspace)
+    def __init__(self, embeddings: Embeddings, precision: Precision) -> None:
+        self._logits = PairLogits(embeddings, precision)
         self._zero = torch.zeros((), dtype=torch.float32, device=embeddings.device)
-        self._sums_R = torch.empty(workspace.rows, dtype=torch.float32, device=embeddings.device)
         self.matching_B = matching_loss(self._logits.matching_B)
         self.choose = self._logits.choose
 
-    def sums_with_chosen(self, tile: RowTile) -> Iterator[Tensor]:
-        for logits_cR in self._logits.tiles(tile):
-            yield torch.sum(mismatched_loss_(logits_cR, self._zero), dim=0, out=self._sums_R[: logits_cR.shape[1]])
+    def sums_with_chosen(self, tile: RowTile, scratch: Scratch) -> Iterator[Tensor]:
+        for logits_cR in self._logits.tiles(tile, scratch):
+            losses_cR = mismatched_loss_(logits_cR, self._zero)
+            yield torch.sum(losses_cR, dim=0, out=scratch.empty("sums", losses_cR.shape[1]))
 
     def corrections(self, chosen_c: Tensor) -> Tensor:
         """What the chosen rows' sums lack: their own pair was counted, twice, as mismatched.
@@ -100,7 +103,8 @@ class _MatrixTerms:
     def choose(self, chosen_c: Tensor) -> None:
         self._chosen_c = chosen_c
 
-    def sums_with_chosen(self, tile: RowTile) -> Iterator[Tensor]:
+    def sums_with_chosen(self, tile: RowTile, scratch: Scratch) -> Iterator[Tensor]:
+        del scratch  # the kernels that read scattered rows and columns allocate what they return
         chosen_c = self._chosen_c
         if isinstance(tile, slice):
             with_texts_Rc = self._losses_BB[tile].index_select(1, chosen_c)
@@ -118,11 +122,11 @@ class _MatrixTerms:
         return torch.zeros(len(chosen_c), dtype=torch.float64, device=chosen_c.device)
 
 
-def _terms(outputs: ModelOutputs, precision: Precision, workspace: Workspace) -> _SigmoidTerms | _MatrixTerms:
+def _terms(outputs: ModelOutputs, precision: Precision) -> _SigmoidTerms | _MatrixTerms:
     assert not isinstance(outputs, ExampleLosses)
     if isinstance(outputs, PairLosses):
         return _MatrixTerms(outputs)
-    return _SigmoidTerms(outputs, precision, workspace)
+    return _SigmoidTerms(outputs, precision)
 
 
 def _require_finite(sums: Tensor) -> None:

@@ -10,10 +10,15 @@ def require_choice(name: str, value: object, accepted: Iterable[str]) -> None:
         raise ValueError(f"{name} ({value!r}) must be one of {', '.join(accepted)}")
 
 
+def require_count(name: str, value: object, *, least: int) -> None:
+    """Raise a ValueError unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} ({value!r}) must be an integer of at least {least}")
+
+
 def require_positive_int(name: str, value: object) -> None:
     """Raise a ValueError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} ({value!r}) must be an integer of at least 1")
+    require_count(name, value, least=1)
 
 
 def require_number(name: str, value: object) -> None:

@@ -19,6 +19,7 @@ from jest_core.sampling import CandidatePool, order_by_gumbel, order_by_logit, p
 from jest_core.schedules import Schedule
 from jest_core.scores import Scores, scores_of
 from jest_core.types import ModelOutputs, Selection
+from jest_core.workers import Workers
 
 
 def select_sub_batch(
@@ -65,10 +66,8 @@ def select_sub_batch(
     device = models[0][0].device if models else torch.device("cpu")
     pool = candidate_pool(policy, size, example_keys, rank_of_row, group_labels, device)
     boundaries = chunk_boundaries(sub_batch_size, policy.num_chunks)
-    # Nothing is chosen after the last chunk, so nothing has to be scored for it.
-    largest = max((stop - start for start, stop in list(pairwise(boundaries))[:-1]), default=0)
-    with torch.no_grad():
-        scores = scores_of(models, policy, size, max_chosen=sub_batch_size if policy.weights else largest)
+    with torch.no_grad(), Workers(device) as workers:
+        scores = scores_of(models, policy, size, workers)
         positions, perplexities = _grow(scores, policy, pool, boundaries, seed)
         weights = _weights(scores, positions).cpu() if policy.weights else None
     return Selection(
@@ -103,8 +102,8 @@ def conditional_logits(
     chosen_c = chosen_rows(chosen, size)
     device = models[0][0].device if models else torch.device("cpu")
     rows_B = torch.arange(size, device=device)
-    with torch.no_grad():
-        scores = scores_of(models, policy, size, max_chosen=len(chosen_c))
+    with torch.no_grad(), Workers(device) as workers:
+        scores = scores_of(models, policy, size, workers)
         scores.add_chosen(chosen_c.to(device), rows_B)
         return _logits(scores, policy, rows_B, len(chosen_c))
 
@@ -129,7 +128,7 @@ def _grow(
         taken = pool.take(ordered, rank_quotas(start, stop, pool.world_size))
         positions.append(taken)
         rows = pool.rows()
-        if stop < boundaries[-1]:
+        if stop < boundaries[-1]:  # nothing is chosen after the last chunk, so nothing has to be scored for it
             scores.add_chosen(taken, rows)
     return torch.cat(positions), torch.stack(perplexities)
 
@@ -137,13 +136,16 @@ def _grow(
 def _logits(scores: Scores, policy: SelectionPolicy, rows: Tensor, num_chosen: int) -> Tensor:
     assert not isinstance(policy.gain, Schedule)
     terms = scores.num_terms(num_chosen) if policy.normalization == "mean" else 1
-    logits = (scores.sums(rows) * (policy.gain / terms)).float()
-    if not bool(logits.isfinite().all()):
-        raise ValueError("logits overflow float32: the embeddings, a scale, a bias, a loss or the gain are too large")
-    return logits
+    return _require_finite((scores.sums(rows) * (policy.gain / terms)).float())
 
 
 def _weights(scores: Scores, positions: Tensor) -> Tensor:
-    worth_b = scores.among(positions).clamp_(min=0)
+    worth_b = _require_finite(scores.among(positions).float()).double().clamp_(min=0)
     mean = worth_b.mean()
     return torch.where(mean > 0, worth_b / mean, torch.ones_like(worth_b)).float()
+
+
+def _require_finite(values: Tensor) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise ValueError("logits overflow float32: the embeddings, a scale, a bias, a loss or the gain are too large")
+    return values

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, Literal, Self, get_args
 
-from jest_core.checks import require_choice, require_known_fields, require_number, require_positive_int
+from jest_core.checks import require_choice, require_count, require_known_fields, require_number, require_positive_int
 from jest_core.schedules import Schedule
 
 Scoring = Literal["learnability", "easy_reference", "hard_learner", "uniform"]
@@ -100,8 +100,9 @@ class SelectionPolicy:
         of the world size, which no choice of the schedule's ends could bring about at every step.
 
         Raises:
-            ValueError: the step is negative, or b at this step does not lie between `num_chunks` and B.
+            ValueError: the step is no integer of at least 0, or b at this step does not lie between `num_chunks` and B.
         """
+        require_count("step", step, least=0)
         gain = self.gain.at(step) if isinstance(self.gain, Schedule) else self.gain
         if not isinstance(self.filter_ratio, Schedule):
             return replace(self, gain=gain)

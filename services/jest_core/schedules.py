@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-from jest_core.checks import require_choice, require_known_fields, require_number
+from jest_core.checks import require_choice, require_count, require_known_fields, require_number
 
 Shape = Literal["constant", "linear", "cosine"]
 
@@ -38,14 +38,14 @@ class Schedule:
     def __post_init__(self) -> None:
         require_choice("shape", self.shape, get_args(Shape))
         require_number("start", self.start)
-        _require_count("warmup_steps", self.warmup_steps, least=0)
+        require_count("warmup_steps", self.warmup_steps, least=0)
         if self.shape == "constant":
             for name in ("end", "steps"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} ({getattr(self, name)!r}) must be None for the shape 'constant'")
         else:
             require_number("end", self.end)
-            _require_count("steps", self.steps, least=1)
+            require_count("steps", self.steps, least=1)
 
     def at(self, step: int) -> float:
         """The value at a step, counted from 0.
@@ -53,7 +53,7 @@ class Schedule:
         Raises:
             ValueError: the step is not an integer of at least 0.
         """
-        _require_count("step", step, least=0)
+        require_count("step", step, least=0)
         if step < self.warmup_steps:
             return round(self.start * step / self.warmup_steps, _DIGITS)
         if self.end is None or self.steps is None:
@@ -85,8 +85,3 @@ class Schedule:
         if "start" not in values:
             raise ValueError("start must be given for a schedule")
         return cls(**values)
-
-
-def _require_count(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} ({value!r}) must be an integer of at least {least}")

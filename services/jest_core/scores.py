@@ -17,6 +17,7 @@ from jest_core.inputs import SignedModels
 from jest_core.policy import SelectionPolicy
 from jest_core.softmax_scores import SoftmaxScores
 from jest_core.types import Embeddings, ExampleLosses
+from jest_core.workers import Workers
 
 
 class Scores(Protocol):
@@ -38,14 +39,14 @@ class Scores(Protocol):
         """How many pairs a score is the sum of, or 1 if it is no sum."""
 
 
-def scores_of(models: SignedModels, policy: SelectionPolicy, size: int, *, max_chosen: int) -> Scores:
-    """The scores under a policy, of B rows of which at most `max_chosen` are chosen at once."""
+def scores_of(models: SignedModels, policy: SelectionPolicy, size: int, workers: Workers) -> Scores:
+    """The scores of B rows under a policy."""
     if not models or policy.loss == "per_example":
         return ExampleScores(models, size)
     if policy.loss == "softmax":
         embeddings = [(model, sign) for model, sign in models if isinstance(model, Embeddings)]
-        return SoftmaxScores(embeddings, policy.precision, max_chosen)
-    return AdditiveScores(models, policy.precision, max_chosen)
+        return SoftmaxScores(embeddings, policy.precision, workers)
+    return AdditiveScores(models, policy.precision, workers)
 
 
 class ExampleScores:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from jest_core.policy import Precision
-from jest_core.tiles import PairLogits, RowTile, Workspace, chosen_tiles, row_tiles
+from jest_core.tiles import PairLogits, RowTile, chosen_tiles, row_tiles
 from jest_core.types import Embeddings
+from jest_core.workers import Scratch, Workers
 
 
 class SoftmaxScores:
@@ -25,15 +26,15 @@ class SoftmaxScores:
     Args:
         models: embeddings and sign of each model that counts, all of the same super-batch and device.
         precision: of the products.
-        max_chosen: the most rows that are chosen between two looks at the scores.
+        workers: who compute the tiles.
     """
 
-    def __init__(self, models: Sequence[tuple[Embeddings, int]], precision: Precision, max_chosen: int) -> None:
+    def __init__(self, models: Sequence[tuple[Embeddings, int]], precision: Precision, workers: Workers) -> None:
         first, _ = models[0]
         self._size = len(first)
         self._num_chosen = 0
-        workspace = Workspace(self._size, max_chosen, first.device)
-        self._models = [(_SoftmaxTerms(embeddings, precision, workspace), sign) for embeddings, sign in models]
+        self._workers = workers
+        self._models = [(_SoftmaxTerms(embeddings, precision), sign) for embeddings, sign in models]
 
     def sums(self, rows: Tensor) -> Tensor:
         """The scores of `rows`, given all rows chosen so far. A chosen row's own logit is in its denominators."""
@@ -47,10 +48,12 @@ class SoftmaxScores:
         for chosen_c in chosen_tiles(chosen):
             for terms, _ in self._models:
                 terms.logits.choose(chosen_c)
-            for tile in row_tiles(rows, self._size):
-                for terms, _ in self._models:
-                    terms.add(tile)
+            self._workers.for_each(row_tiles(rows, self._size), self._add_tile)
         self._num_chosen += len(chosen)
+
+    def _add_tile(self, tile: RowTile, scratch: Scratch) -> None:
+        for terms, _ in self._models:
+            terms.add(tile, scratch)
 
     def among(self, chosen: Tensor) -> Tensor:
         """The scores of all chosen rows from the pairs between them alone."""
@@ -68,15 +71,15 @@ class SoftmaxScores:
 class _SoftmaxTerms:
     """One model's matching logits and the log-sum-exps of every row over the chosen ones, for both directions."""
 
-    def __init__(self, embeddings: Embeddings, precision: Precision, workspace: Workspace) -> None:
+    def __init__(self, embeddings: Embeddings, precision: Precision) -> None:
         without_bias = Embeddings(embeddings.image, embeddings.text, embeddings.scale)
-        self.logits = PairLogits(without_bias, precision, workspace)
+        self.logits = PairLogits(without_bias, precision)
         size, device = len(embeddings), embeddings.device
-        self._denominators = tuple(_RunningLogSumExp(size, workspace.rows, device) for _ in range(2))
+        self._denominators = tuple(_RunningLogSumExp(size, device) for _ in range(2))
 
-    def add(self, tile: RowTile) -> None:
-        for denominator, logits_cR in zip(self._denominators, self.logits.tiles(tile), strict=True):
-            denominator.add_(tile, logits_cR)
+    def add(self, tile: RowTile, scratch: Scratch) -> None:
+        for denominator, logits_cR in zip(self._denominators, self.logits.tiles(tile, scratch), strict=True):
+            denominator.add_(tile, logits_cR, scratch)
 
     def scores(self, rows: Tensor, *, with_denominators: bool) -> Tensor:
         scores = -self.logits.matching_B[rows].double()
@@ -93,25 +96,23 @@ class _SoftmaxTerms:
 class _RunningLogSumExp:
     """log(sum of exp(x)) for every row, over values that come in tiles."""
 
-    def __init__(self, size: int, tile_rows: int, device: torch.device) -> None:
+    def __init__(self, size: int, device: torch.device) -> None:
         self._max_B = torch.empty(size, dtype=torch.float32, device=device)
         self._sum_B = torch.empty(size, dtype=torch.float64, device=device)
-        self._tile_max_R = torch.empty(tile_rows, dtype=torch.float32, device=device)
-        self._tile_sum_R = torch.empty(tile_rows, dtype=torch.float32, device=device)
         self.forget()
 
     def forget(self) -> None:
         self._max_B.fill_(-torch.inf)
         self._sum_B.zero_()
 
-    def add_(self, tile: RowTile, values_cR: Tensor) -> None:
+    def add_(self, tile: RowTile, values_cR: Tensor, scratch: Scratch) -> None:
         """Take in a tile, which is overwritten."""
         rows = values_cR.shape[1]
         old_max_R = self._max_B[tile]
-        new_max_R = torch.amax(values_cR, dim=0, out=self._tile_max_R[:rows])
+        new_max_R = torch.amax(values_cR, dim=0, out=scratch.empty("max", rows))
         torch.maximum(new_max_R, old_max_R, out=new_max_R)
         torch.sub(values_cR, new_max_R, out=values_cR).exp_()
-        tile_sum_R = torch.sum(values_cR, dim=0, out=self._tile_sum_R[:rows])
+        tile_sum_R = torch.sum(values_cR, dim=0, out=scratch.empty("sums", rows))
         rescaled_R = (old_max_R - new_max_R).exp_()
         self._sum_B[tile] = self._sum_B[tile] * rescaled_R + tile_sum_R
         self._max_B[tile] = new_max_R
