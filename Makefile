@@ -44,8 +44,9 @@ contract: $(READY) proto
 	cd protos && ../$(BIN)/buf lint
 	cd protos && ../$(BIN)/buf breaking --against '$(GIT_DIR)#ref=$(RELEASED),subdir=protos'
 
-bench: $(READY) ## Measure the selection against what it replaces
-	$(BIN)/python benchmarks/selection.py
+bench: $(READY) ## Measure the selection and the service on this machine (some 20 minutes)
+	$(BIN)/jest-server bench selection --json benchmarks/results/selection.json
+	$(BIN)/jest-server bench rpc --json benchmarks/results/rpc.json
 
 up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
 	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))

@@ -1,9 +1,10 @@
 """Random super-batches for the tests of jest_core, and their float64 copies for the oracle."""
 
+import numpy as np
 import torch
 
 import jest_core_oracle as oracle
-from jest_core import Embeddings
+from jest_core import Embeddings, ExampleLosses, PairLosses
 
 
 def random_embeddings(
@@ -23,9 +24,24 @@ def random_embeddings(
     return Embeddings(unit(image, dim=1).to(dtype), unit(text, dim=1).to(dtype), scale, bias)
 
 
+def random_pair_losses(size: int, *, seed: int, dtype: torch.dtype = torch.float32) -> PairLosses:
+    """A matrix that is not symmetric, and whose diagonal looks like the rest."""
+    values = torch.rand(size, size, generator=torch.Generator().manual_seed(seed))
+    return PairLosses((4 * values).to(dtype))
+
+
+def random_example_losses(size: int, *, seed: int, dtype: torch.dtype = torch.float32) -> ExampleLosses:
+    values = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+    return ExampleLosses((4 * values).to(dtype))
+
+
 def exact(embeddings: Embeddings) -> oracle.Model:
     image, text = embeddings.image.double().numpy(), embeddings.text.double().numpy()
     return image, text, embeddings.scale, embeddings.bias
+
+
+def exact_losses(losses: PairLosses | ExampleLosses) -> np.ndarray:
+    return losses.values.double().numpy()
 
 
 def random_pair(size: int, seed: int) -> tuple[Embeddings, Embeddings]:

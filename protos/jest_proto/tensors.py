@@ -150,64 +150,106 @@ def check_specs(specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
         raise TensorTooLargeError("tensors", f"announce {total} bytes together, the limit is {max_bytes}")
 
 
-class Assembler:
-    """Puts the chunks of announced tensors together, allocating each tensor once, when its turn comes."""
+class TensorStream:
+    """Puts the chunks of announced tensors together and hands each tensor over when it is there.
+
+    It holds one tensor at a time, allocated once, when its turn comes. Each byte is copied once; checksums grow with
+    the bytes, so that no step takes longer than a chunk does.
+    """
 
     def __init__(self, specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
         check_specs(specs, max_bytes=max_bytes)
         self._specs = specs
-        self._buffers: list[Bytes] = []
+        self._index = 0
+        self._buffer: Bytes
+        self._filled: int
+        self._checksum: xxhash.xxh3_64
+        self._start()
+
+    def add(self, chunk: pb.TensorChunk) -> list[Bytes]:
+        """Takes the next piece and returns the bytes of the tensor that it completes, with empty ones that follow.
+
+        Raises:
+            TensorError: If it is not exactly the piece that has to come next, or reaches beyond its tensor's end.
+            TensorChecksumError: If the tensor's bytes do not have the announced checksum.
+        """
+        data = chunk.data  # each access would copy
+        complete = self._skip_empty()
+        if self._index == len(self._specs):
+            raise TensorError("chunk", f"of {len(data)} bytes comes after the last announced tensor was complete")
+        if (chunk.tensor_index, chunk.offset) != (self._index, self._filled):
+            raise TensorError(
+                "chunk",
+                f"is for tensor {chunk.tensor_index} at offset {chunk.offset}, "
+                f"expected tensor {self._index} at offset {self._filled}",
+            )
+        end = self._filled + len(data)
+        if end > self._buffer.nbytes or not data:
+            raise TensorError("chunk.data", f"is {len(data)} bytes, expected 1 to {self._buffer.nbytes - self._filled}")
+        self._buffer[self._filled : end] = np.frombuffer(data, np.uint8)
+        self._checksum.update(data)
+        self._filled = end
+        if end == self._buffer.nbytes:
+            complete.append(self._take())
+        return complete + self._skip_empty()
+
+    def finish(self) -> list[Bytes]:
+        """Returns what has not been handed over: empty tensors of a stream without chunks.
+
+        Raises:
+            TensorError: If bytes are lacking.
+        """
+        rest = self._skip_empty()
+        if self._index < len(self._specs):
+            spec = self._specs[self._index]
+            raise TensorError(f"tensors[{spec.name}]", f"ended after {self._filled} bytes, expected {spec.byte_length}")
+        return rest
+
+    def _start(self) -> None:
+        """Gets ready for the tensor whose turn it is."""
+        size = self._specs[self._index].byte_length if self._index < len(self._specs) else 0
+        self._buffer = np.empty(size, np.uint8)
         self._filled = 0
-        self._skip_complete()
+        self._checksum = xxhash.xxh3_64()
+
+    def _take(self) -> Bytes:
+        spec, data = self._specs[self._index], self._buffer
+        if self._checksum.intdigest() != spec.xxh3_64:
+            raise TensorChecksumError(f"tensors[{spec.name}]", "arrived with another checksum than announced")
+        self._index += 1
+        self._start()
+        return data
+
+    def _skip_empty(self) -> list[Bytes]:
+        empty = []
+        while self._index < len(self._specs) and not self._buffer.nbytes:
+            empty.append(self._take())
+        return empty
+
+
+class Assembler:
+    """Puts the chunks of announced tensors together, and keeps them all."""
+
+    def __init__(self, specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
+        self._stream = TensorStream(specs, max_bytes=max_bytes)
+        self._buffers: list[Bytes] = []
 
     def add(self, chunk: pb.TensorChunk) -> None:
         """Takes the next piece.
 
         Raises:
             TensorError: If it is not exactly the piece that has to come next, or reaches beyond its tensor's end.
+            TensorChecksumError: If it completes a tensor whose bytes do not have the announced checksum.
         """
-        index = len(self._buffers) - 1
-        if self._complete():
-            raise TensorError("chunk", f"of {len(chunk.data)} bytes comes after the last announced tensor was complete")
-        if (chunk.tensor_index, chunk.offset) != (index, self._filled):
-            raise TensorError(
-                "chunk",
-                f"is for tensor {chunk.tensor_index} at offset {chunk.offset}, "
-                f"expected tensor {index} at offset {self._filled}",
-            )
-        end = self._filled + len(chunk.data)
-        size = self._specs[index].byte_length
-        if end > size or not chunk.data:
-            raise TensorError("chunk.data", f"is {len(chunk.data)} bytes, expected 1 to {size - self._filled}")
-        self._buffers[index][self._filled : end] = np.frombuffer(chunk.data, np.uint8)
-        self._filled = end
-        self._skip_complete()
+        self._buffers += self._stream.add(chunk)
 
     def finish(self) -> list[Bytes]:
         """Returns the bytes of all tensors.
 
         Raises:
             TensorError: If bytes are lacking.
-            TensorChecksumError: If a tensor's bytes do not have the announced checksum.
         """
-        if not self._complete():
-            spec = self._specs[len(self._buffers) - 1]
-            raise TensorError(f"tensors[{spec.name}]", f"ended after {self._filled} bytes, expected {spec.byte_length}")
-        for spec, data in zip(self._specs, self._buffers, strict=True):
-            if xxhash.xxh3_64_intdigest(data.data) != spec.xxh3_64:
-                raise TensorChecksumError(f"tensors[{spec.name}]", "arrived with another checksum than announced")
-        return self._buffers
-
-    def _complete(self) -> bool:
-        done = not self._buffers or self._filled == self._specs[len(self._buffers) - 1].byte_length
-        return done and len(self._buffers) == len(self._specs)
-
-    def _skip_complete(self) -> None:
-        while len(self._buffers) < len(self._specs) and (
-            not self._buffers or self._filled == self._specs[len(self._buffers) - 1].byte_length
-        ):
-            self._buffers.append(np.empty(self._specs[len(self._buffers)].byte_length, np.uint8))
-            self._filled = 0
+        return self._buffers + self._stream.finish()
 
 
 def as_numpy(spec: pb.TensorSpec, data: Bytes | bytes | memoryview) -> npt.NDArray[Any]:

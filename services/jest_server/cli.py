@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer needs it at run time
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from jest_server import __version__
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+bench = typer.Typer(no_args_is_help=True, help="Measure this machine; tables go to standard output.")
+app.add_typer(bench, name="bench")
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="File for the result, with all that was measured.")]
 
 
 @app.command()
@@ -51,10 +56,77 @@ def up(
     )
 
 
+@bench.command()
+def selection(
+    *,
+    sizes: Annotated[str, typer.Option(help="Rows of the super-batches to measure, with commas between.")] = (
+        "1024,2048,4096,8192,16384,32768,65536"
+    ),
+    width: Annotated[int, typer.Option(min=1, help="Width of learner and reference embeddings.")] = 512,
+    filter_ratio: Annotated[float, typer.Option(help="Share of a super-batch that is left out.")] = 0.8,
+    num_chunks: Annotated[int, typer.Option(min=1, help="Chunks in which a sub-batch grows.")] = 16,
+    runs: Annotated[int, typer.Option(min=1, help="Runs that count, after one that does not.")] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the selection against dense ones, against its bare products, by size, loss and precision."""
+    from jest_server.bench import selection as benchmark  # noqa: PLC0415 - loads torch
+
+    try:
+        options = benchmark.Options(
+            sizes=tuple(map(int, sizes.split(","))),
+            width=width,
+            filter_ratio=filter_ratio,
+            num_chunks=num_chunks,
+            runs=runs,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    result = benchmark.measure(options, _say)
+    _tell(result, benchmark.tables(result), json_file)
+
+
+@bench.command()
+def rpc(
+    *,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the super-batch, all ranks together.")] = 8192,
+    width: Annotated[int, typer.Option(min=1, help="Width of learner and reference embeddings.")] = 512,
+    datatype: Annotated[str, typer.Option(help="What the learner's embeddings are sent as: FP32, FP16 or BF16.")] = (
+        "FP16"
+    ),
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks to measure, with commas between.")] = "1,2,8",
+    runs: Annotated[int, typer.Option(min=1, help="Runs that count, after one that does not.")] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure SelectSubBatch against the same selection in process."""
+    from jest_server.bench import rpc as benchmark  # noqa: PLC0415 - loads torch
+
+    try:
+        options = benchmark.Options(
+            rows=rows, width=width, datatype=datatype, ranks=tuple(map(int, ranks.split(","))), runs=runs
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    result = benchmark.measure(options, _say)
+    _tell(result, benchmark.tables(result), json_file)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+def _say(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+
+
+def _tell(result: dict[str, Any], tables: str, json_file: Path | None) -> None:
+    """Prints what a benchmark found, and keeps it."""
+    from jest_server.bench import report  # noqa: PLC0415 - describes versions of what other commands do not need
+
+    typer.echo(f"{report.describe(result['machine'])}\n\n{tables}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def main() -> None:

@@ -63,7 +63,9 @@ class SelectorMetrics:
         self.assemblies = Gauge(
             "jest_selector_assemblies", "Selections that wait for learner outputs or embeddings.", registry=registry
         )
-        self.held_bytes = Gauge("jest_selector_held_bytes", "Learner outputs held in memory.", registry=registry)
+        self.held_bytes = Gauge(
+            "jest_selector_held_bytes", "Learner outputs held, in memory or in scratch files.", registry=registry
+        )
         self.queue_depth = Gauge("jest_queue_shards", "Shards queued or being scored.", registry=registry)
         self.queue_age = Gauge(
             "jest_queue_oldest_age_seconds", "Age of the oldest shard queued or being scored.", registry=registry

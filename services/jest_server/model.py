@@ -19,25 +19,62 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ScheduleSpec(Record):
+    """A number that depends on the step, in plain JSON types; jest_core gives it meaning."""
+
+    shape: Literal["constant", "linear", "cosine"] = "constant"
+    start: float
+    end: float | None = None
+    steps: int | None = None
+    warmup_steps: int = 0
+
+
 class PolicySpec(Record):
     """A selection policy in plain JSON types; jest_core gives it meaning and checks the combinations."""
 
     scoring: Literal["learnability", "easy_reference", "hard_learner", "uniform"] = "learnability"
-    loss: Literal["sigmoid"] = "sigmoid"
+    loss: Literal["sigmoid", "softmax", "pairwise", "per_example"] = "sigmoid"
     sub_batch_size: int | None = Field(default=None, ge=1)
     filter_ratio: str | None = None
+    filter_ratio_schedule: ScheduleSpec | None = None
     num_chunks: int = Field(default=16, ge=1)
-    gain: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    gain: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Left alone where there is a gain_schedule."""
+    gain_schedule: ScheduleSpec | None = None
     normalization: Literal["sum", "mean"] = "sum"
     sampler: Literal["gumbel", "top_k"] = "gumbel"
     placement: Literal["per_rank", "global"] = "per_rank"
+    max_per_group: int | None = Field(default=None, ge=1)
+    weights: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def scores_learner(self) -> bool:
+        """Whether what the learner says of the rows counts."""
+        return self.scoring in {"learnability", "hard_learner"}
+
+    @property
+    def scores_reference(self) -> bool:
+        """Whether the reference's losses count."""
+        return self.scoring in {"learnability", "easy_reference"}
+
+    @property
+    def needs_reference_model(self) -> bool:
+        """Whether the server has to embed the rows; losses of single examples come with the learner's."""
+        return self.scores_reference and self.loss != "per_example"
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether something depends on the step."""
+        return self.filter_ratio_schedule is not None or self.gain_schedule is not None
 
 
 class JobSpec(Record):
     """All that a client decides about a job."""
 
     name: JobName
-    reference_model: str = Field(min_length=1, max_length=256)
+    reference_model: str = Field(default="", max_length=256)
+    """Empty: none; only where the policy needs none."""
     policy: PolicySpec
     world_size: int = Field(default=1, ge=1, le=4096)
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -100,9 +137,13 @@ class Submission(Record):
     super_batch_id: str
     rank: int
     world_size: int
-    reference: ReferenceInfo
+    reference: ReferenceInfo | None
+    """None if the job has none."""
     keys: tuple[str, ...]
     digest: str
+    step: int | None = None
+    group_labels: tuple[str, ...] = ()
+    """One for each key, empty for a row of no group; or none at all."""
 
 
 class SuperBatch(Record):
@@ -111,8 +152,9 @@ class SuperBatch(Record):
     job: str
     super_batch_id: str
     world_size: int
-    reference: ReferenceInfo
+    reference: ReferenceInfo | None
     created_at_s: float
+    step: int | None = None
     submissions: dict[int, Submission]
     uploads: dict[int, dict[str, tuple[int, ...]]]
     """By rank: upload digest -> the positions it brought."""
@@ -190,6 +232,11 @@ class Decision(Record):
     submission_digests: dict[int, str]
     positions: dict[int, tuple[int, ...]]
     """By rank: its own rows in order of choice."""
+    weights: dict[int, tuple[float, ...]] | None = None
+    """By rank, in the order of its positions; None unless the policy asks for them."""
+    step: int | None = None
+    gain: float | None = None
+    """At this step; None in records from before it was kept, when it was the policy's."""
     sub_batch_size: int
     super_batch_size: int
     perplexity: tuple[float, ...]

@@ -71,8 +71,8 @@ class SuperBatchStore(Protocol):
 
         The first rank's submission puts the super-batch in flight (``submitted`` and ``in_flight`` grow by one), with
         a deadline ``ttl_s`` from ``now_s`` and its ``reference`` pinned for all ranks, unless ``max_in_flight`` of the
-        job are there (QUEUE_FULL; nothing is stored). REPEATED: the same digest was there. CONFLICT: another digest or
-        world size was there. DECIDED and DEAD: the super-batch is not in flight any more. A later rank's own
+        job are there (QUEUE_FULL; nothing is stored). REPEATED: the same digest was there. CONFLICT: another digest,
+        world size or step was there. DECIDED and DEAD: the super-batch is not in flight any more. A later rank's own
         ``reference`` is ignored: ``get_super_batch`` tells the pinned one.
 
         Raises:

@@ -37,8 +37,12 @@ class SelectorSettings(ProcessSettings):
     max_rows_per_rank: int = Field(default=262_144, ge=1)
     max_tensor_bytes: int = Field(default=1 << 30, ge=1)
     """Largest sum of one call's tensors."""
+    max_pair_loss_bytes: int = Field(default=4 << 30, ge=1)
+    """Largest pair-loss matrix of a whole super-batch; it lies in a scratch file, not in memory."""
+    scratch_dir: Path | None = None
+    """Folder of the scratch files; none: the system's. They have no names there and go with the process."""
     max_held_bytes: int = Field(default=4 << 30, ge=1)
-    """Learner outputs held for selections that are not decided yet, all jobs together."""
+    """Learner outputs held for selections that are not decided yet, all jobs together, scratch files included."""
     max_world_size: int = Field(default=4096, ge=1)
     shard_examples: int = Field(default=128, ge=1)
     """Uploads are cut into shards of this many examples, the unit that a scorer takes."""

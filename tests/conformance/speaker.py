@@ -71,9 +71,11 @@ class Speaker:
         request = jobs_pb2.CreateJobRequest(spec=self.job_spec(**overrides))
         return self.jobs.CreateJob(request, timeout=TIMEOUT_S).job
 
-    def submit(self, job: str, super_batch_id: str, keys: list[str], *, rank: int = 0, world_size: int = 1) -> Any:
+    def submit(
+        self, job: str, super_batch_id: str, keys: list[str], *, rank: int = 0, world_size: int = 1, **fields: Any
+    ) -> Any:
         request = selection_pb2.SubmitSuperBatchRequest(
-            job=job, super_batch_id=super_batch_id, rank=rank, world_size=world_size, example_keys=keys
+            job=job, super_batch_id=super_batch_id, rank=rank, world_size=world_size, example_keys=keys, **fields
         )
         return self.selection.SubmitSuperBatch(request, timeout=TIMEOUT_S)
 
@@ -110,16 +112,48 @@ class Speaker:
         wait: bool = True,
         return_reference_embeddings: bool = False,
     ) -> Any:
-        specs, buffers = tensors.encode({"image_embedding": embeddings[0], "text_embedding": embeddings[1]})
-        header = selection_pb2.SelectSubBatchHeader(
-            job=job,
-            super_batch_id=super_batch_id,
+        return self.announce(
+            job,
+            super_batch_id,
+            {"image_embedding": embeddings[0], "text_embedding": embeddings[1]},
+            timeout_s=timeout_s,
+            spoil=spoil,
+            wait=wait,
             rank=rank,
             world_size=world_size,
             embeddings=selection_pb2.LearnerEmbeddings(scale=scale, bias=bias),
-            tensors=specs,
             return_reference_embeddings=return_reference_embeddings,
         )
+
+    def select_losses(self, job: str, super_batch_id: str, losses: dict[str, np.ndarray], **options: Any) -> Any:
+        """Selects from losses of single examples, by name."""
+        outputs = selection_pb2.LearnerExampleLosses()
+        return self.announce(job, super_batch_id, losses, example_losses=outputs, **options)
+
+    def select_pairs(
+        self, job: str, super_batch_id: str, tiles: dict[tuple[int, int], np.ndarray], **options: Any
+    ) -> Any:
+        """Selects from pair losses: tiles by the row and column where they start."""
+        places = [selection_pb2.PairLossTile(row=row, column=column) for row, column in tiles]
+        arrays = {f"tile-{number}": tile for number, tile in enumerate(tiles.values())}
+        outputs = selection_pb2.LearnerPairLosses(tiles=places)
+        return self.announce(job, super_batch_id, arrays, pair_losses=outputs, **options)
+
+    def announce(
+        self,
+        job: str,
+        super_batch_id: str,
+        arrays: dict[str, np.ndarray],
+        *,
+        timeout_s: float = TIMEOUT_S,
+        spoil: Any = None,
+        wait: bool = True,
+        **header_fields: Any,
+    ) -> Any:
+        """Sends learner outputs of any kind and asks for the selection."""
+        specs, buffers = tensors.encode(arrays)
+        fields = {"rank": 0, "world_size": 1} | header_fields
+        header = selection_pb2.SelectSubBatchHeader(job=job, super_batch_id=super_batch_id, tensors=specs, **fields)
         messages = [selection_pb2.SelectSubBatchRequest(header=header)]
         messages += [selection_pb2.SelectSubBatchRequest(chunk=chunk) for chunk in tensors.chunks(buffers)]
         call = self.selection.SelectSubBatch.future(iter(spoil(messages) if spoil else messages), timeout=timeout_s)

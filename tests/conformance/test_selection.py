@@ -28,9 +28,12 @@ def test_the_server_tells_its_version_limits_and_abilities(speaker):
     info = speaker.selection.GetServerInfo(selection_pb2.GetServerInfoRequest(), timeout=TIMEOUT_S)
     assert info.version
     assert jobs_pb2.SCORING_LEARNABILITY in info.scorings
-    assert jobs_pb2.LOSS_SIGMOID in info.losses
+    losses = {jobs_pb2.LOSS_SIGMOID, jobs_pb2.LOSS_SOFTMAX, jobs_pb2.LOSS_PAIRWISE, jobs_pb2.LOSS_PER_EXAMPLE}
+    assert set(info.losses) == losses
+    assert set(info.precisions) == {jobs_pb2.PRECISION_FLOAT32, jobs_pb2.PRECISION_BFLOAT16}
     assert set(info.learner_datatypes) == {"FP32", "FP16", "BF16"}
     assert min(info.max_rows_per_rank, info.max_tensor_bytes, info.max_message_bytes, info.max_world_size) > 0
+    assert info.max_pair_loss_bytes > 0
 
 
 def test_a_super_batch_becomes_a_sub_batch_of_distinct_positions(speaker):

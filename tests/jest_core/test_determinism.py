@@ -38,14 +38,18 @@ def test_the_same_seed_gives_the_same_selection_in_another_process(tmp_path):
     assert json.loads(answer.stdout) == select_sub_batch(*pair, POLICY, seed=2**63 + 5).positions.tolist()
 
 
-def test_the_number_of_threads_changes_nothing(thread_count):
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_nothing(thread_count, loss, precision):
     pair = random_pair(3000, seed=32)
+    policy = SelectionPolicy(loss=loss, precision=precision, filter_ratio=0.75, num_chunks=5, weights=True)
     answers = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        answers.append(select_sub_batch(*pair, POLICY, seed=8))
+        answers.append(select_sub_batch(*pair, policy, seed=8))
     assert torch.equal(answers[0].positions, answers[1].positions)
     assert torch.equal(answers[0].positions, answers[2].positions)
+    assert torch.equal(answers[0].weights, answers[2].weights)
 
 
 def test_another_seed_gives_another_selection():

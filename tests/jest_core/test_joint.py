@@ -10,6 +10,7 @@ from jest_core.counter_rng import gumbel_noise
 from jest_core_samples import exact, random_embeddings, random_pair
 
 SEEDS = st.integers(0, 2**64 - 1)
+LOSSES = st.sampled_from(["sigmoid", "softmax"])
 
 
 @settings(deadline=None)
@@ -54,14 +55,16 @@ def test_global_placement_does_not_care_where_rows_are():
 @given(
     seed=SEEDS,
     data_seed=st.integers(0, 1000),
+    loss=LOSSES,
     scoring=st.sampled_from(["learnability", "easy_reference", "hard_learner"]),
     mean=st.booleans(),
     num_chunks=st.integers(1, 8),
 )
-def test_growing_chunk_by_chunk_equals_scoring_afresh_for_every_chunk(seed, data_seed, scoring, mean, num_chunks):
+def test_growing_chunk_by_chunk_equals_scoring_afresh_for_every_chunk(seed, data_seed, loss, scoring, mean, num_chunks):
     learner, reference = random_pair(30, data_seed)
+    normalization = "mean" if mean else "sum"
     policy = SelectionPolicy(
-        scoring=scoring, sub_batch_size=17, num_chunks=num_chunks, normalization="mean" if mean else "sum"
+        loss=loss, scoring=scoring, sub_batch_size=17, num_chunks=num_chunks, normalization=normalization
     )
     chosen: list[int] = []
     for chunk, count in enumerate(oracle.chunk_sizes(17, num_chunks)):
@@ -76,20 +79,24 @@ def test_growing_chunk_by_chunk_equals_scoring_afresh_for_every_chunk(seed, data
 
 
 @settings(deadline=None)
-@given(data_seed=st.integers(0, 1000), num_chunks=st.integers(1, 8), gain=st.sampled_from([0.2, 1.0, 3.0]))
-def test_top_k_is_the_oracles_greedy_selection(data_seed, num_chunks, gain):
+@given(loss=LOSSES, data_seed=st.integers(0, 1000), num_chunks=st.integers(1, 8), gain=st.sampled_from([0.2, 1.0, 3.0]))
+def test_top_k_is_the_oracles_greedy_selection(loss, data_seed, num_chunks, gain):
     learner, reference = random_pair(30, data_seed)
-    scores = oracle.score_matrix("learnability", exact(learner), exact(reference))
+    models = exact(learner), exact(reference)
+    scores = oracle.score_matrix("learnability", *models)
     chosen: list[int] = []
     perplexities = []
     for count in oracle.chunk_sizes(17, num_chunks):
-        logits = oracle.conditional_logits(scores, chosen, gain=gain)
+        if loss == "softmax":
+            logits = oracle.softmax_logits("learnability", *models, chosen, gain=gain)
+        else:
+            logits = oracle.conditional_logits(scores, chosen, gain=gain)
         left = np.setdiff1d(np.arange(30), chosen)
         perplexities.append(oracle.perplexity(logits[left]))
         order = left[np.argsort(-logits[left])]
-        assume(np.min(-np.diff(logits[order])) > 1e-3)
+        assume(np.min(-np.diff(logits[order])) > 1e-4 * gain * (1 if loss == "softmax" else 10))
         chosen += order[:count].tolist()
-    policy = SelectionPolicy(sub_batch_size=17, num_chunks=num_chunks, gain=gain, sampler="top_k")
+    policy = SelectionPolicy(loss=loss, sub_batch_size=17, num_chunks=num_chunks, gain=gain, sampler="top_k")
     selection = select_sub_batch(learner, reference, policy, seed=0)
     assert selection.positions.tolist() == chosen
     assert selection.perplexity == pytest.approx(perplexities, rel=1e-3)

@@ -21,6 +21,9 @@ def test_the_defaults_are_the_published_method():
         "normalization": "sum",
         "sampler": "gumbel",
         "placement": "per_rank",
+        "max_per_group": None,
+        "weights": False,
+        "precision": "float32",
     }
 
 
@@ -82,15 +85,19 @@ def test_a_super_batch_that_cannot_give_the_sub_batch_is_an_error(fields, super_
         ({"filter_ratio": "0.8"}, r"filter_ratio \('0.8'\) must be a finite number"),
         ({"num_chunks": 0}, r"num_chunks \(0\) must be an integer of at least 1"),
         ({"num_chunks": 2.0}, r"num_chunks \(2.0\) must be an integer"),
-        ({"gain": 0.0}, r"gain \(0.0\) must be larger than 0"),
-        ({"gain": -1.0}, r"gain \(-1.0\) must be larger than 0"),
+        ({"gain": -1.0}, r"gain \(-1.0\) must be at least 0"),
         ({"gain": math.inf}, r"gain \(inf\) must be a finite number"),
         ({"gain": True}, r"gain \(True\) must be a finite number"),
         ({"scoring": "loss"}, r"scoring \('loss'\) must be one of learnability, easy_reference"),
-        ({"loss": "softmax"}, r"loss \('softmax'\) must be one of sigmoid"),
+        ({"gain": None}, r"gain \(None\) must be a finite number"),
+        ({"loss": "triplet"}, r"loss \('triplet'\) must be one of sigmoid, softmax, pairwise, per_example"),
         ({"normalization": "none"}, r"normalization \('none'\) must be one of sum, mean"),
         ({"sampler": "random"}, r"sampler \('random'\) must be one of gumbel, top_k"),
         ({"placement": None}, r"placement \(None\) must be one of per_rank, global"),
+        ({"precision": "float16"}, r"precision \('float16'\) must be one of float32, bfloat16"),
+        ({"max_per_group": 0}, r"max_per_group \(0\) must be an integer of at least 1"),
+        ({"max_per_group": 2.0}, r"max_per_group \(2.0\) must be an integer of at least 1"),
+        ({"weights": 1}, r"weights \(1\) must be true or false"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_an_error(fields, message):
@@ -101,7 +108,17 @@ def test_a_policy_that_makes_no_sense_is_an_error(fields, message):
 
 def test_a_policy_survives_json():
     policy = SelectionPolicy(
-        scoring="hard_learner", sub_batch_size=64, num_chunks=4, gain=0.25, normalization="mean", placement="global"
+        scoring="hard_learner",
+        loss="softmax",
+        sub_batch_size=64,
+        num_chunks=4,
+        gain=0.25,
+        normalization="mean",
+        sampler="top_k",
+        placement="global",
+        max_per_group=3,
+        weights=True,
+        precision="bfloat16",
     )
     assert SelectionPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
 

@@ -4,6 +4,9 @@ import jest_core
 def test_the_package_exports_its_public_names_and_no_others():
     assert sorted(jest_core.__all__) == [
         "Embeddings",
+        "ExampleLosses",
+        "PairLosses",
+        "Schedule",
         "Selection",
         "SelectionPolicy",
         "conditional_logits",

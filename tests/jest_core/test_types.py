@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jest_core import Embeddings
+from jest_core import Embeddings, ExampleLosses, PairLosses
 from jest_core_samples import random_embeddings
 
 ROWS = torch.ones(4, 3)
@@ -84,3 +84,45 @@ def test_tensors_that_do_not_fit_are_an_error(image, text, message):
 def test_a_scale_or_bias_out_of_range_is_an_error(scale, bias, message):
     with pytest.raises(ValueError, match=message):
         Embeddings(ROWS, ROWS, scale, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "shape"), [(PairLosses, (4, 4)), (ExampleLosses, (4,))])
+def test_losses_are_kept_as_they_are(kind, shape, dtype):
+    values = torch.ones(shape, dtype=dtype)
+    losses = kind(values)
+    assert losses.values is values
+    assert (len(losses), losses.device.type) == (4, "cpu")
+    assert torch.equal(losses.to("cpu").values, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.ones(4), r"values must be a non-empty matrix \[B, B\], not of shape \[4\]"),
+        (torch.ones(0, 0), r"values must be a non-empty matrix \[B, B\], not of shape \[0, 0\]"),
+        (torch.ones(4, 3), r"values must be a square matrix \[B, B\], not of shape \[4, 3\]"),
+        (torch.ones(4, 4).double(), "values must have one of the dtypes float32, float16, bfloat16, not float64"),
+        (torch.ones(4, 4).long(), "values must have one of the dtypes .* not int64"),
+        ([[1.0]], "values must be a tensor, not list"),
+    ],
+)
+def test_pair_losses_that_are_no_square_matrix_are_an_error(values, message):
+    with pytest.raises(ValueError, match=message):
+        PairLosses(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.ones(4, 1), r"values must be a non-empty vector \[B\], not of shape \[4, 1\]"),
+        (torch.ones(0), r"values must be a non-empty vector \[B\], not of shape \[0\]"),
+        (torch.ones(4).double(), "values must have one of the dtypes float32, float16, bfloat16, not float64"),
+        ([1.0], "values must be a tensor, not list"),
+        (torch.tensor([1.0, torch.nan]), "values must be finite: row 1 holds NaN or Inf"),
+        (torch.tensor([-torch.inf, 1.0], dtype=torch.bfloat16), "values must be finite: row 0 holds NaN or Inf"),
+    ],
+)
+def test_example_losses_that_are_no_finite_vector_are_an_error(values, message):
+    with pytest.raises(ValueError, match=message):
+        ExampleLosses(values)

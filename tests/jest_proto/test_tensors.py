@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jest_proto import tensors as codec
-from jest_proto.tensors import Assembler, TensorChecksumError, TensorError, TensorTooLargeError
+from jest_proto.tensors import Assembler, TensorChecksumError, TensorError, TensorStream, TensorTooLargeError
 from jest_proto.v1 import tensors_pb2 as pb
 
 MIB = 1 << 20
@@ -233,7 +233,8 @@ def test_a_tensor_is_allocated_only_when_its_turn_comes(monkeypatch):
     allocated = []
     empty = np.empty
     monkeypatch.setattr(codec.np, "empty", lambda size, dtype: allocated.append(size) or empty(size, dtype))
-    assembler = Assembler([float_spec(), float_spec(name="y")], max_bytes=NO_LIMIT)
+    zeros = xxhash.xxh3_64_intdigest(bytes(24))
+    assembler = Assembler([float_spec(xxh3_64=zeros), float_spec(name="y")], max_bytes=NO_LIMIT)
     assert allocated == [24]
     assembler.add(pb.TensorChunk(tensor_index=0, data=bytes(24)))
     assert allocated == [24, 24]
@@ -297,6 +298,37 @@ def test_a_changed_bit_fails_the_checksum(sent):
     pieces[1].data = bytes(data)
     with pytest.raises(TensorChecksumError, match=r"tensors\[big\]: arrived with another checksum"):
         received(specs, pieces)
+
+
+# One tensor at a time
+
+
+def test_a_stream_hands_each_tensor_over_with_its_last_chunk(sent):
+    arrays, specs, pieces = sent
+    stream = TensorStream(specs, max_bytes=NO_LIMIT)
+    handed_over = [[data.tobytes() for data in stream.add(piece)] for piece in pieces]
+    assert handed_over == [[], [], [arrays["big"].tobytes()], [arrays["small"].tobytes()]]
+    assert stream.finish() == []
+
+
+def test_empty_tensors_are_handed_over_in_their_turn():
+    arrays = {"a": np.empty(0, np.uint8), "b": np.ones(2, np.uint8), "c": np.empty(0, np.uint8)}
+    specs, buffers = codec.encode(arrays)
+    stream = TensorStream(specs, max_bytes=NO_LIMIT)
+    (piece,) = codec.chunks(buffers)
+    assert [data.nbytes for data in stream.add(piece)] == [0, 2, 0]
+    assert stream.finish() == []
+    assert [data.nbytes for data in TensorStream(specs[:1], max_bytes=NO_LIMIT).finish()] == [0]
+
+
+def test_a_changed_bit_is_told_with_its_tensors_last_chunk(sent):
+    _, specs, pieces = sent
+    specs[0].xxh3_64 ^= 1
+    stream = TensorStream(specs, max_bytes=NO_LIMIT)
+    for piece in pieces[:2]:
+        stream.add(piece)
+    with pytest.raises(TensorChecksumError, match=r"tensors\[big\]"):
+        stream.add(pieces[2])
 
 
 # Digests

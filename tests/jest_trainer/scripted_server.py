@@ -1,8 +1,10 @@
 """A server that speaks jest.v1 on a real port and misbehaves to order.
 
-Unless the script of a method says otherwise it is honest and simple: it remembers keys it was given features for, wants
-the others uploaded, waits for all ranks, and chooses each rank's rows of largest image embedding in the first
-dimension. Run as a program it prints its port and serves until it is killed.
+Unless the script of a method says otherwise it is honest and simple. It remembers keys it was given features for, wants
+the others uploaded unless the job has no reference model, waits for all ranks, and chooses each rank's best rows, no
+more of a group than the policy allows: those of largest image embedding in the first dimension, or of the largest sum
+of pair losses, or of the largest learner loss beyond the reference's. What learners sent is kept in `outputs`. Run as
+a program it prints its port and serves until it is killed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from jest_core import Schedule
 from jest_proto.tensors import Assembler, TensorChecksumError, as_numpy, encode
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, tensors_pb2
 from jest_proto.v1 import selection_pb2 as pb
@@ -96,9 +99,10 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
         self.cached = set(cached)
         self.answers = {}  # fields to add to SelectSubBatch's answers
         self.dead = set()
-        self.submissions = {}
+        self.submissions = {}  # (job, super-batch, rank) -> request
+        self.outputs = {}  # (super-batch, rank) -> name of the tensor or "pair_losses" -> array
         self._changed = threading.Condition()
-        self._outputs = defaultdict(dict)
+        self._rows = defaultdict(dict)
         self._executor = futures.ThreadPoolExecutor(max_workers=16)
         self._server = grpc.server(self._executor, options=[("grpc.so_reuseport", 0)])
         pb_grpc.add_SelectionServiceServicer_to_server(self, self._server)
@@ -156,12 +160,14 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
         return pb.GetServerInfoResponse(
             version="1.2.3",
             scorings=[jobs_pb2.SCORING_LEARNABILITY, jobs_pb2.SCORING_HARD_LEARNER],
-            losses=[jobs_pb2.LOSS_SIGMOID],
+            losses=[jobs_pb2.LOSS_SIGMOID, jobs_pb2.LOSS_PER_EXAMPLE],
             learner_datatypes=["FP32"],
             max_rows_per_rank=10,
             max_tensor_bytes=1 << 30,
             max_message_bytes=4 << 20,
             max_world_size=8,
+            max_pair_loss_bytes=1 << 33,
+            precisions=[jobs_pb2.PRECISION_FLOAT32, jobs_pb2.PRECISION_BFLOAT16],
         )
 
     def SubmitSuperBatch(self, request, context):
@@ -169,11 +175,12 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
         name = (request.job, request.super_batch_id, request.rank)
         if request.super_batch_id in self.dead:
             fail(grpc.StatusCode.ABORTED, "DEAD_LETTERED", "it was set aside: EXPIRED")(context)
-        keys = list(request.example_keys)
-        if self.submissions.setdefault(name, keys) != keys:
+        if self.submissions.setdefault(name, request) != request:
             fail(grpc.StatusCode.ALREADY_EXISTS, "SUPER_BATCH_CONFLICT", "submitted before with other keys")(context)
+        if not self.jobs[request.job].reference_model:
+            return pb.SubmitSuperBatchResponse()
         first = {}
-        for row, key in enumerate(keys):
+        for row, key in enumerate(request.example_keys):
             first.setdefault(key, row)
         missing = [row for key, row in first.items() if key not in self.cached]
         return pb.SubmitSuperBatchResponse(missing_positions=missing, reference=REFERENCE)
@@ -182,7 +189,7 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
         header = next(messages).header
         self._arrived("UploadExamples", header, context)
         tensors = _received(header.tensors, messages, context)
-        keys = self.submissions[header.job, header.super_batch_id, header.rank]
+        keys = self.submissions[header.job, header.super_batch_id, header.rank].example_keys
         for row, position in enumerate(header.positions):
             self.features[keys[position]] = {name: array[row].tobytes() for name, array in tensors.items()}
             self.cached.add(keys[position])
@@ -192,30 +199,38 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
         header = next(messages).header
         self._arrived("SelectSubBatch", header, context)
         tensors = _received(header.tensors, messages, context)
-        keys = self.submissions.get((header.job, header.super_batch_id, header.rank))
-        if keys is None:
+        submission = self.submissions.get((header.job, header.super_batch_id, header.rank))
+        if submission is None:
             fail(grpc.StatusCode.NOT_FOUND, "SUPER_BATCH_UNKNOWN", "submit it first")(context)
-        if not self.cached.issuperset(keys):
+        spec, rows = self.jobs[header.job], len(submission.example_keys)
+        if spec.reference_model and not self.cached.issuperset(submission.example_keys):
             fail(grpc.StatusCode.FAILED_PRECONDITION, "REFERENCE_MISSING", "submit again")(context)
         if header.super_batch_id in self.dead:
             fail(grpc.StatusCode.ABORTED, "DEAD_LETTERED", "it was set aside: MODEL_ERROR")(context)
-        outputs = self._outputs[header.job, header.super_batch_id]
+        rows_of_ranks = self._rows[header.job, header.super_batch_id]
         with self._changed:
-            outputs[header.rank] = len(keys)
+            rows_of_ranks[header.rank] = rows
             self._changed.notify_all()
-            while len(outputs) < header.world_size and context.is_active():
+            while len(rows_of_ranks) < header.world_size and context.is_active():
                 self._changed.wait(0.01)
-        scores = tensors["image_embedding"][:, 0].astype(np.float64)
-        size = self._share(header.job, len(keys))
-        positions = np.argsort(-scores, kind="stable")[:size].tolist()
+        if header.WhichOneof("outputs") == "pair_losses":
+            tensors = {"pair_losses": _matrix(header, tensors, rows, sum(rows_of_ranks.values()))}
+        self.outputs[header.super_batch_id, header.rank] = tensors
+        positions = _best(_scores(tensors, rows), submission.group_labels, spec, submission.step)
         answer = pb.SelectSubBatchResponse(
             positions=positions,
-            sub_batch_size=size * header.world_size,
-            super_batch_size=sum(outputs.values()),
+            sub_batch_size=len(positions) * header.world_size,
+            super_batch_size=sum(rows_of_ranks.values()),
             reference_version=REFERENCE.version,
             cache_hits=1,
             reference_inferences=2,
             perplexity=[4.0, 2.0],
+            weights=[2 * (len(positions) - i) / (len(positions) + 1) for i in range(len(positions))]
+            if spec.policy.weights
+            else [],
+            gain=_at(spec.policy.gain_schedule, submission.step)
+            if spec.policy.HasField("gain_schedule")
+            else spec.policy.gain,
         )
         answer.timings.compute.FromMilliseconds(250)
         if header.return_reference_embeddings:
@@ -230,15 +245,55 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
     def _job(self, name):
         return jobs_pb2.Job(
             spec=self.jobs[name],
-            reference=REFERENCE,
+            reference=REFERENCE if self.jobs[name].reference_model else None,
             counters=jobs_pb2.JobCounters(submitted=5, selected=2, dead_lettered=1, in_flight=2, examples_loaded=99),
         )
 
-    def _share(self, job, rows):
-        policy = self.jobs[job].policy
-        if policy.WhichOneof("size") == "sub_batch_size":
-            return policy.sub_batch_size // self.jobs[job].world_size
-        return round(rows * (1 - float(policy.filter_ratio)))
+
+def _scores(tensors, rows):
+    if "pair_losses" in tensors:
+        return tensors["pair_losses"].astype(np.float64).sum(1)
+    if "image_embedding" in tensors:
+        return tensors["image_embedding"][:, 0].astype(np.float64)
+    nothing = np.zeros(rows)
+    return tensors.get("learner_loss", nothing).astype(np.float64) - tensors.get("reference_loss", nothing)
+
+
+def _best(scores, labels, spec, step):
+    """The share of a rank, best first, no more of a group than the policy allows."""
+    policy, taken, positions = spec.policy, defaultdict(int), []
+    for row in np.argsort(-scores, kind="stable").tolist():
+        label = labels[row] if labels else ""
+        if label and policy.max_per_group and taken[label] == policy.max_per_group:
+            continue
+        taken[label] += 1
+        positions.append(row)
+    return positions[: _share(spec, len(scores), step)]
+
+
+def _share(spec, rows, step):
+    size = spec.policy.WhichOneof("size")
+    if size == "sub_batch_size":
+        return spec.policy.sub_batch_size // spec.world_size
+    ratio = (
+        _at(spec.policy.filter_ratio_schedule, step) if size == "filter_ratio_schedule" else spec.policy.filter_ratio
+    )
+    return round(rows * (1 - float(ratio)))
+
+
+def _at(schedule, step):
+    shape = jobs_pb2.Schedule.Shape.Name(schedule.shape).removeprefix("SHAPE_").lower()
+    ends = {name: getattr(schedule, name) for name in ("end", "steps") if schedule.HasField(name)}
+    return Schedule(shape=shape, start=schedule.start, warmup_steps=schedule.warmup_steps, **ends).at(step)
+
+
+def _matrix(header, tensors, rows, columns):
+    """A rank's pair losses out of their tiles; what no tile covers stays NaN."""
+    matrix = np.full((rows, columns), np.nan)
+    for place, spec in zip(header.pair_losses.tiles, header.tensors, strict=True):
+        height, width = spec.shape
+        matrix[place.row : place.row + height, place.column : place.column + width] = tensors[spec.name]
+    return matrix
 
 
 def _received(specs, messages, context):

@@ -17,7 +17,7 @@ from scripted_server import ScriptedServer, fail, hold
 from trainer_samples import POLICY
 
 import jest_trainer as jest
-from jest_proto.v1 import jobs_pb2
+from jest_proto.v1 import jobs_pb2, selection_pb2
 from jest_trainer.deadlines import Cancellation, Cancelled
 
 Code = grpc.StatusCode
@@ -158,8 +158,10 @@ def test_a_call_in_flight_is_made_again_when_its_server_is_killed(process_server
         process.wait()
         again = ScriptedServer(int(address.rpartition(":")[2]), cached={"k"})
         again.jobs = {"run": server_side(job)}
-        again.submissions = {("run", "a", rank): ["k"] for rank in (0, 1)}
-        again._outputs["run", "a"][1] = 1
+        again.submissions = {
+            ("run", "a", rank): selection_pb2.SubmitSuperBatchRequest(example_keys=["k"]) for rank in (0, 1)
+        }
+        again._rows["run", "a"][1] = 1
         waiting.join()
         assert answers[0].positions.tolist() == [0]
     again.stop()

@@ -52,6 +52,7 @@ def test_a_job_s_spec_arrives_with_every_field_set(server, client):
             normalization=jobs_pb2.NORMALIZATION_MEAN,
             sampler=jobs_pb2.SAMPLER_TOP_K,
             placement=jobs_pb2.PLACEMENT_GLOBAL,
+            precision=jobs_pb2.PRECISION_FLOAT32,
         ),
         world_size=4,
         seed=2**64 - 1,
@@ -88,6 +89,40 @@ def test_a_job_is_found_by_its_name_with_its_spec(client):
     assert job.counters().submitted == 5
 
 
+def test_the_policy_of_a_found_job_is_the_one_it_was_made_with(client):
+    policy = jest.SelectionPolicy(
+        loss="softmax", filter_ratio=jest.Schedule(start=0.5), gain=0.0, max_per_group=2, weights=True
+    )
+    assert client.create_job("run", reference_model="r", policy=policy).policy == policy
+    assert client.get_job("run").policy == policy
+
+
+def test_a_policy_of_a_newer_version_is_an_error_that_says_so(server, client):
+    client.create_job("run", reference_model="r", policy=POLICY)
+    server.jobs["run"].policy.scoring = 99
+    with pytest.raises(jest.JestError, match=r"job 'run' cannot be read, it may need a newer version.*'99'") as caught:
+        client.get_job("run")
+    assert caught.value.reason == "BAD_ANSWER"
+
+
+@pytest.mark.parametrize("fields", [{"scoring": "uniform"}, {"scoring": "hard_learner"}, {"loss": "per_example"}])
+@pytest.mark.parametrize("reference_model", [None, ""])
+def test_a_policy_that_needs_no_reference_model_needs_none_named(server, client, fields, reference_model):
+    policy = jest.SelectionPolicy(filter_ratio=0.8, **fields)
+    job = client.create_job("run", reference_model=reference_model, policy=policy)
+    assert job.reference is None
+    assert server.requests("CreateJob")[0].spec.reference_model == ""
+
+
+@pytest.mark.parametrize("fields", [{}, {"scoring": "easy_reference"}, {"loss": "softmax"}, {"loss": "pairwise"}])
+@pytest.mark.parametrize("reference_model", [None, ""])
+def test_a_policy_that_needs_a_reference_model_says_so_before_anything_is_sent(server, client, fields, reference_model):
+    policy = jest.SelectionPolicy(filter_ratio=0.8, **fields)
+    with pytest.raises(ValueError, match=r"reference_model \((None|'')\) must name a model: scoring .* under loss"):
+        client.create_job("run", reference_model=reference_model, policy=policy)
+    assert server.seen == []
+
+
 def test_an_unknown_job_is_an_error_with_its_reason(client):
     with pytest.raises(jest.JestError, match="create it first") as caught:
         client.get_job("nope")
@@ -96,8 +131,13 @@ def test_an_unknown_job_is_an_error_with_its_reason(client):
 
 def test_server_info_tells_version_limits_and_abilities(client):
     info = client.server_info()
-    assert (info.version, info.scorings, info.losses) == ("1.2.3", ("learnability", "hard_learner"), ("sigmoid",))
+    assert (info.version, info.scorings, info.losses) == (
+        "1.2.3",
+        ("learnability", "hard_learner"),
+        ("sigmoid", "per_example"),
+    )
     assert (info.max_rows_per_rank, info.max_world_size, info.learner_datatypes) == (10, 8, ("FP32",))
+    assert (info.max_pair_loss_bytes, info.precisions) == (1 << 33, ("float32", "bfloat16"))
 
 
 def test_the_token_travels_as_bearer_and_shows_nowhere(server, caplog):

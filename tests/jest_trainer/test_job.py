@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
 import numpy as np
 import pytest
@@ -42,6 +44,50 @@ def test_a_submission_sends_keys_rank_and_world_and_learns_what_is_missing(serve
     (request,) = server.requests("SubmitSuperBatch")
     assert (request.job, request.super_batch_id, request.rank, request.world_size) == ("run-2", "x", 2, 3)
     assert list(request.example_keys) == ["a", "b", "c", "a"]
+
+
+def test_a_submission_without_step_and_labels_leaves_them_out(server, job):
+    job.submit("x", ["a", "b"])
+    (request,) = server.requests("SubmitSuperBatch")
+    assert not request.HasField("step")
+    assert list(request.group_labels) == []
+
+
+def test_a_submission_sends_its_step_and_the_labels_of_its_groups(server, client):
+    policy = jest.SelectionPolicy(filter_ratio=0.5, gain=jest.Schedule(start=1.0), num_chunks=1, max_per_group=1)
+    job = client.create_job("run", reference_model="r", policy=policy)
+    job.submit("x", ["a", "b", "c"], step=0, group_labels=["dog", None, 7])
+    (request,) = server.requests("SubmitSuperBatch")
+    assert request.HasField("step")
+    assert request.step == 0
+    assert list(request.group_labels) == ["dog", "", "7"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments", "message"),
+    [
+        ({"gain": jest.Schedule(start=1.0)}, {}, "step must be given: the policy of job 'run' has a schedule"),
+        ({"filter_ratio": jest.Schedule(start=0.5)}, {}, "step must be given"),
+        ({"max_per_group": 3}, {}, "group_labels must be given: max_per_group is 3 in job 'run'"),
+        ({}, {"group_labels": ["dog"]}, "group_labels has 1 labels for a super-batch with 2 keys"),
+        ({}, {"group_labels": ["dog", 1.5]}, r"group_labels\[1\] \(1.5\) must be a string or an integer, not float"),
+        ({}, {"group_labels": "dogs"}, "group_labels must hold one label for each row, not be a single string"),
+    ],
+)
+def test_a_submission_that_the_policy_cannot_use_is_refused_before_it_is_sent(
+    server, client, fields, arguments, message
+):
+    policy = jest.SelectionPolicy(**{"filter_ratio": 0.5, "num_chunks": 1} | fields)
+    job = client.create_job("run", reference_model="r", policy=policy)
+    with pytest.raises(ValueError, match=message):
+        job.submit("x", ["a", "b"], **arguments)
+    assert server.count("SubmitSuperBatch") == 0
+
+
+def test_a_job_without_a_reference_model_wants_nothing_uploaded(client):
+    job = client.create_job("run", policy=jest.SelectionPolicy(scoring="uniform", filter_ratio=0.5, num_chunks=1))
+    submitted = job.submit("x", ["a", "b"])
+    assert (submitted.missing_positions, submitted.reference) == ((), None)
 
 
 def test_a_rank_outside_the_world_is_refused_before_anything_is_sent(server, job):
@@ -97,6 +143,68 @@ def test_a_selection_sends_embeddings_as_they_are_with_scale_and_bias(server, ca
         ("text_embedding", names[dtype], [4, 2]),
     ]
     assert (header.embeddings.scale, header.embeddings.bias) == (2.5, -0.5)
+
+
+def test_outputs_of_another_kind_are_refused_before_they_are_sent(server, cached_job):
+    with pytest.raises(ValueError, match=r"outputs must be jest_trainer.Embeddings, not jest_trainer.PairLosses"):
+        cached_job.select("0", jest.PairLosses(torch.ones(4, 4)))
+    assert server.count("SelectSubBatch") == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [
+        ("pairwise", jest.PairLosses(torch.tensor([[0.0, 1.0], [5.0, 0.0]]))),
+        ("per_example", jest.ExampleLosses(torch.tensor([3.0, 9.0]), torch.tensor([2.0, 1.0]))),
+    ],
+)
+def test_losses_are_sent_by_a_raw_call_too(server, client, loss, outputs):
+    server.cached = {"a", "b"}
+    policy = jest.SelectionPolicy(loss=loss, filter_ratio=0.5, num_chunks=1)
+    job = client.create_job("run", reference_model="r", policy=policy)
+    job.submit("x", ["a", "b"])
+    assert job.select("x", outputs).positions.tolist() == [1]
+
+
+def test_the_pair_losses_of_two_ranks_have_a_column_for_each_row_of_both(server, client):
+    server.cached = set("abcde")
+    policy = jest.SelectionPolicy(loss="pairwise", sub_batch_size=2, num_chunks=1)
+    job = client.create_job("run", reference_model="r", policy=policy, world_size=2)
+    losses = torch.arange(25.0).reshape(5, 5)
+    shares = {0: ("ab", losses[:2]), 1: ("cde", losses[2:])}
+    for rank, (keys, _) in shares.items():
+        job.submit("x", list(keys), rank=rank)
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda rank: job.select("x", jest.PairLosses(shares[rank][1]), rank), shares))
+    assert [answer.positions.tolist() for answer in answers] == [[1], [2]]
+    for rank, (_, share) in shares.items():
+        assert server.outputs["x", rank]["pair_losses"].tolist() == share.tolist()
+
+
+def test_without_weights_in_the_policy_there_are_none(cached_job):
+    assert cached_job.select("0", learner(4)).weights is None
+
+
+def test_the_gain_of_the_step_comes_back(server, client):
+    server.cached = {"a", "b"}
+    policy = jest.SelectionPolicy(
+        filter_ratio=0.5, num_chunks=1, gain=jest.Schedule(start=0.0, shape="linear", end=8.0, steps=4)
+    )
+    job = client.create_job("run", reference_model="r", policy=policy)
+    job.submit("x", ["a", "b"], step=3)
+    assert job.select("x", learner(2)).gain == 6.0
+
+
+def test_weights_that_are_not_one_for_each_row_are_an_error(server, client):
+    server.cached = {"a", "b"}
+    job = client.create_job(
+        "run", reference_model="r", policy=jest.SelectionPolicy(filter_ratio=0.5, num_chunks=1, weights=True)
+    )
+    job.submit("x", ["a", "b"])
+    server.answers = {"weights": [1.0]}  # beside the one that is there
+    with pytest.raises(jest.JestError, match="has 2 weights for 1 positions") as caught:
+        job.select("x", learner(2))
+    assert caught.value.reason == "BAD_ANSWER"
 
 
 def test_a_decision_comes_back_with_all_that_is_known_of_it(server, cached_job):

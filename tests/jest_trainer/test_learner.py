@@ -7,17 +7,13 @@ import jest_trainer as jest
 from jest_trainer.learner import embed_super_batch
 
 
-def unit(dtype=torch.float32):
-    return torch.tensor([[0.6, 0.8], [1.0, 0.0]], dtype=dtype)
+def unit():
+    return torch.tensor([[0.6, 0.8], [1.0, 0.0]])
 
 
-def embedded(wire_dtype="as_is", dtype=torch.float32, rows=2):
-    return embed_super_batch(
-        lambda _batch: jest.Embeddings(unit(dtype), unit(dtype), scale=3.0, bias=1.0),
-        None,
-        rows=rows,
-        wire_dtype=wire_dtype,
-    )
+def embedded(outputs, *, loss="sigmoid", rows=2, world_size=1):
+    policy = jest.SelectionPolicy(loss=loss, sub_batch_size=1, num_chunks=1)
+    return embed_super_batch(lambda _batch: outputs, None, rows=rows, policy=policy, world_size=world_size)
 
 
 def test_the_learner_runs_without_gradients():
@@ -27,35 +23,27 @@ def test_the_learner_runs_without_gradients():
         assert not torch.is_grad_enabled()
         return jest.Embeddings(unit() @ weight, unit() @ weight, scale=1.0)
 
-    assert not embed_super_batch(embed, None, rows=2, wire_dtype="as_is").image.requires_grad
+    policy = jest.SelectionPolicy(sub_batch_size=1, num_chunks=1)
+    assert not embed_super_batch(embed, None, rows=2, policy=policy, world_size=1).image.requires_grad
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_as_is_leaves_the_element_type_alone(dtype):
-    assert embedded(dtype=dtype).image.dtype == dtype
+def test_another_kind_than_the_loss_wants_is_refused():
+    with pytest.raises(
+        ValueError, match=r"what embed returned must be jest_trainer.Embeddings, not tuple: .*'sigmoid'"
+    ):
+        embedded((unit(), unit()))
 
 
-@pytest.mark.parametrize(("wire_dtype", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_a_wire_type_rounds_the_vectors_and_keeps_scale_and_bias(wire_dtype, dtype):
-    result = embedded(wire_dtype)
-    assert result.image.equal(unit().to(dtype))
-    assert result.text.equal(unit().to(dtype))
-    assert (result.scale, result.bias) == (3.0, 1.0)
-
-
-def test_vectors_too_large_for_the_wire_type_are_refused():
-    with pytest.raises(ValueError, match="image must be finite"):
-        embed_super_batch(
-            lambda _batch: jest.Embeddings(unit() * 1e5, unit(), scale=1.0), None, rows=2, wire_dtype="fp16"
-        )
-
-
-def test_something_else_than_embeddings_is_refused():
-    with pytest.raises(ValueError, match=r"embed must return jest_trainer.Embeddings, not tuple"):
-        embed_super_batch(lambda _batch: (unit(), unit()), None, rows=2, wire_dtype="as_is")
-
-
-def test_another_number_of_rows_than_keys_is_refused():
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [
+        ("sigmoid", jest.Embeddings(unit(), unit(), scale=1.0)),
+        ("pairwise", jest.PairLosses(torch.ones(2, 2))),
+        ("per_example", jest.ExampleLosses(torch.ones(2), torch.ones(2))),
+        ("per_example", jest.ExampleLosses(reference=torch.ones(2))),
+    ],
+)
+def test_another_number_of_rows_than_keys_is_refused(loss, outputs):
     with pytest.raises(ValueError, match="embed returned 2 rows for a super-batch with 3 keys"):
-        embedded(rows=3)
+        embedded(outputs, loss=loss, rows=3)

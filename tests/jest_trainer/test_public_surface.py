@@ -10,12 +10,15 @@ import jest_core
 import jest_trainer
 
 
-def test_the_package_exports_its_six_names_and_no_others():
+def test_the_package_exports_its_names_and_no_others():
     assert sorted(jest_trainer.__all__) == [
         "Client",
         "Embeddings",
+        "ExampleLosses",
         "JestError",
         "Job",
+        "PairLosses",
+        "Schedule",
         "SelectedBatches",
         "SelectionPolicy",
     ]
@@ -24,6 +27,7 @@ def test_the_package_exports_its_six_names_and_no_others():
 
 def test_the_method_s_types_are_the_method_s_own():
     assert jest_trainer.Embeddings is jest_core.Embeddings
+    assert jest_trainer.Schedule is jest_core.Schedule
     assert jest_trainer.SelectionPolicy is jest_core.SelectionPolicy
 
 

@@ -37,7 +37,9 @@ def spec(name, **fields):
     return JobSpec(name=name, reference_model="ref", policy=PolicySpec(sub_batch_size=16), **fields)
 
 
-def submission(job, super_batch_id="sb", *, rank=0, world_size=1, digest="d", keys=("a", "b"), reference=REFERENCE):
+def submission(
+    job, super_batch_id="sb", *, rank=0, world_size=1, digest="d", keys=("a", "b"), reference=REFERENCE, **fields
+):
     return Submission(
         job=job,
         super_batch_id=super_batch_id,
@@ -46,6 +48,7 @@ def submission(job, super_batch_id="sb", *, rank=0, world_size=1, digest="d", ke
         reference=reference,
         keys=keys,
         digest=digest,
+        **fields,
     )
 
 

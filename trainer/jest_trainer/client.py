@@ -12,6 +12,8 @@ from jest_trainer.deadlines import Deadline
 from jest_trainer.distributed import resolve_world_size
 from jest_trainer.errors import CallSite
 from jest_trainer.job import Job
+from jest_trainer.needs import describe, needs_reference_model
+from jest_trainer.policy_wire import policy_to_wire
 from jest_trainer.results import Fallback
 
 if TYPE_CHECKING:
@@ -59,8 +61,8 @@ class Client:
         self,
         name: str,
         *,
-        reference_model: str,
         policy: SelectionPolicy,
+        reference_model: str | None = None,
         seed: int = 0,
         world_size: int | None = None,
         fallback: Fallback = "fail",
@@ -72,8 +74,9 @@ class Client:
 
         Args:
             name: 1 to 128 characters of [A-Za-z0-9._-].
-            reference_model: as Triton serves it.
             policy: how to choose.
+            reference_model: as Triton serves it; None where the policy needs none, which is under the scorings
+                `uniform` and `hard_learner` and under the loss `per_example`.
             seed: of every random choice, together with the super-batch id.
             world_size: ranks that contribute to each super-batch; None asks torch.distributed, 1 without it.
             fallback: what to do when reference embeddings are late: `fail`, or choose by another rule and say so.
@@ -87,6 +90,10 @@ class Client:
         """
         if fallback not in get_args(Fallback):
             raise ValueError(f"fallback ({fallback!r}) must be one of {', '.join(get_args(Fallback))}")
+        if not reference_model and needs_reference_model(policy):
+            raise ValueError(
+                f"reference_model ({reference_model!r}) must name a model: {describe(policy)} needs its embeddings"
+            )
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed ({seed}) must lie in [0, 2**64)")
         if max_in_flight < 1:
@@ -100,8 +107,8 @@ class Client:
             )
         spec = jobs_pb2.JobSpec(
             name=name,
-            reference_model=reference_model,
-            policy=wire.policy_to_wire(policy),
+            reference_model=reference_model or "",
+            policy=policy_to_wire(policy),
             world_size=resolve_world_size(world_size),
             seed=seed,
             fallback=wire.fallback_to_wire(fallback),

@@ -13,7 +13,8 @@ from jest_trainer.errors import CallSite
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from jest_core import Embeddings
+    from jest_core import SelectionPolicy
+    from jest_trainer.announcing import Announcement
     from jest_trainer.channel import Connection
     from jest_trainer.deadlines import Deadline
     from jest_trainer.features import Array
@@ -27,17 +28,22 @@ class Conversation:
     connection: Connection
     job: str
     world_size: int
+    policy: SelectionPolicy
     super_batch_id: str
     rank: int
 
-    def submit(self, keys: Sequence[str], deadline: Deadline) -> Submitted:
-        """Register the rank's rows by their example keys."""
+    def submit(
+        self, keys: Sequence[str], deadline: Deadline, *, step: int | None = None, group_labels: Sequence[str] = ()
+    ) -> Submitted:
+        """Register the rank's rows by their example keys, with the labels of their groups unless there are none."""
         request = pb.SubmitSuperBatchRequest(
             job=self.job,
             super_batch_id=self.super_batch_id,
             rank=self.rank,
             world_size=self.world_size,
             example_keys=keys,
+            step=step,
+            group_labels=group_labels,
         )
         answer = self.connection.call(
             lambda stubs: stubs.selection.SubmitSuperBatch, lambda: request, self._site("SubmitSuperBatch"), deadline
@@ -61,28 +67,26 @@ class Conversation:
         )
         return answer.accepted
 
-    def select(self, embeddings: Embeddings, deadline: Deadline, *, return_reference_embeddings: bool) -> SubBatch:
+    def select(self, announced: Announcement, deadline: Deadline, *, return_reference_embeddings: bool) -> SubBatch:
         """Send what the learner makes of the rows and wait for the decision."""
-        specs, buffers = encode({wire.IMAGE: embeddings.image, wire.TEXT: embeddings.text})
         header = pb.SelectSubBatchHeader(
             job=self.job,
             super_batch_id=self.super_batch_id,
             rank=self.rank,
             world_size=self.world_size,
-            embeddings=pb.LearnerEmbeddings(scale=embeddings.scale, bias=embeddings.bias),
-            tensors=specs,
             return_reference_embeddings=return_reference_embeddings,
         )
+        header.MergeFrom(announced.header)
 
         def messages() -> Iterator[pb.SelectSubBatchRequest]:
             yield pb.SelectSubBatchRequest(header=header)
-            for chunk in chunks(buffers):
+            for chunk in announced.chunks():
                 yield pb.SelectSubBatchRequest(chunk=chunk)
 
         answer = self.connection.call(
             lambda stubs: stubs.selection.SelectSubBatch, messages, self._site("SelectSubBatch"), deadline
         )
-        return wire.sub_batch_from_wire(self.super_batch_id, answer)
+        return wire.sub_batch_from_wire(self.super_batch_id, self.policy, answer)
 
     def _site(self, method: str) -> CallSite:
         return CallSite(method, self.job, self.super_batch_id, self.rank)

@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING
 
 from jest_proto.v1 import jobs_pb2
 from jest_trainer import wire
+from jest_trainer.announcing import announce
 from jest_trainer.conversation import Conversation
 from jest_trainer.deadlines import Cancellation, Deadline
 from jest_trainer.errors import CallSite
 from jest_trainer.features import Array, check_features, parts
+from jest_trainer.keys import label_strings
+from jest_trainer.outputs import check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jest_core import Embeddings
     from jest_trainer.channel import Connection
+    from jest_trainer.outputs import LearnerOutputs
     from jest_trainer.results import Counters, ReferenceModel, SubBatch, Submitted
 
 
@@ -28,16 +31,19 @@ class Job:
 
     Attributes:
         name: the job's name.
+        policy: how it chooses.
         world_size: ranks that contribute to each super-batch.
         fallback: what happens when the reference embeddings are late.
         reference_timeout_s: when they are late, in seconds.
-        reference: the reference model as it was served when this handle was made; None if it was not.
+        reference: the reference model as it was served when this handle was made; None if it was not, and for a job
+            without one.
         deadline_s: how long each call may take, in seconds.
     """
 
     def __init__(self, connection: Connection, message: jobs_pb2.Job, *, deadline_s: float) -> None:
         self._connection = connection
         self.name = message.spec.name
+        self.policy = wire.job_policy_from_wire(message.spec)
         self.world_size = message.spec.world_size
         self.fallback = wire.fallback_from_wire(message.spec.fallback) or "fail"
         self.reference_timeout_s = wire.seconds(message.spec.reference_timeout)
@@ -59,9 +65,36 @@ class Job:
         )
         return wire.counters_from_wire(answer.job.counters)
 
-    def submit(self, super_batch_id: str, keys: Sequence[str], rank: int = 0) -> Submitted:
-        """Register this rank's rows by their example keys; the answer names the rows to upload."""
-        return self.conversation(super_batch_id, rank).submit(keys, self.deadline())
+    def submit(
+        self,
+        super_batch_id: str,
+        keys: Sequence[str],
+        rank: int = 0,
+        *,
+        step: int | None = None,
+        group_labels: Sequence[str | int | None] | None = None,
+    ) -> Submitted:
+        """Register this rank's rows by their example keys; the answer names the rows to upload.
+
+        Args:
+            super_batch_id: the same on all ranks.
+            keys: one for each row.
+            rank: this one.
+            step: the training step, from 0, the same on all ranks; has to be given if the policy has a schedule.
+            group_labels: one for each row, None for a row of no group; have to be given if the policy has
+                `max_per_group`.
+
+        Raises:
+            ValueError: the policy needs a step or labels that are not given, or labels are not one for each row.
+        """
+        if step is None and self.policy.is_scheduled:
+            raise ValueError(f"step must be given: the policy of job {self.name!r} has a schedule")
+        if group_labels is None and self.policy.max_per_group is not None:
+            raise ValueError(
+                f"group_labels must be given: max_per_group is {self.policy.max_per_group} in job {self.name!r}"
+            )
+        labels = [] if group_labels is None else label_strings(group_labels, len(keys))
+        return self.conversation(super_batch_id, rank).submit(keys, self.deadline(), step=step, group_labels=labels)
 
     def upload(
         self, super_batch_id: str, positions: Sequence[int], features: Mapping[str, Array], rank: int = 0
@@ -88,18 +121,24 @@ class Job:
         )
 
     def select(
-        self, super_batch_id: str, embeddings: Embeddings, rank: int = 0, *, return_reference_embeddings: bool = False
+        self, super_batch_id: str, outputs: LearnerOutputs, rank: int = 0, *, return_reference_embeddings: bool = False
     ) -> SubBatch:
-        """Send what the learner makes of this rank's rows, in row order, and wait for the decision."""
-        return self.conversation(super_batch_id, rank).select(
-            embeddings, self.deadline(), return_reference_embeddings=return_reference_embeddings
+        """Send what the learner makes of this rank's rows, in row order, and wait for the decision.
+
+        Raises:
+            ValueError: the outputs are not of the kind that the policy's loss wants, or lack what its scoring needs.
+        """
+        conversation = self.conversation(super_batch_id, rank)
+        checked = check_outputs("outputs", outputs, self.policy, world_size=self.world_size)
+        return conversation.select(
+            announce(checked, self.policy), self.deadline(), return_reference_embeddings=return_reference_embeddings
         )
 
     def conversation(self, super_batch_id: str, rank: int) -> Conversation:
         """What one rank has to say about one super-batch, for callers that bring their own deadlines."""
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank ({rank}) must lie in [0, {self.world_size}), the world of job {self.name!r}")
-        return Conversation(self._connection, self.name, self.world_size, super_batch_id, rank)
+        return Conversation(self._connection, self.name, self.world_size, self.policy, super_batch_id, rank)
 
     def deadline(self, cancellation: Cancellation | None = None) -> Deadline:
         """The client's deadline, beginning now."""

@@ -1,36 +1,38 @@
-"""What the learner makes of a super-batch, in the element type in which it travels."""
+"""The learner's forward pass over a super-batch, and the first look at what came of it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jest_core import Embeddings
+from jest_trainer.outputs import ExampleLosses, PairLosses, check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WireDtype = Literal["as_is", "fp16", "bf16"]
-DTYPES = {"as_is": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+    from jest_core import SelectionPolicy
+    from jest_trainer.outputs import LearnerOutputs
 
 
 @torch.no_grad()
 def embed_super_batch(
-    embed: Callable[[Any], Embeddings], super_batch: object, *, rows: int, wire_dtype: WireDtype
-) -> Embeddings:
+    embed: Callable[[Any], LearnerOutputs], super_batch: object, *, rows: int, policy: SelectionPolicy, world_size: int
+) -> LearnerOutputs:
     """Run the learner without gradients.
 
     Raises:
-        ValueError: it gave something else than finite Embeddings of `rows` rows.
+        ValueError: what it gave is not what the job's policy wants, or not of `rows` rows.
     """
-    embeddings = embed(super_batch)
-    if not isinstance(embeddings, Embeddings):
-        raise ValueError(f"embed must return jest_trainer.Embeddings, not {type(embeddings).__name__}")  # noqa: TRY004 - bad input is always ValueError
-    if len(embeddings) != rows:
-        raise ValueError(f"embed returned {len(embeddings)} rows for a super-batch with {rows} keys")
-    dtype = DTYPES[wire_dtype]
-    if dtype is None:
-        return embeddings
-    return replace(embeddings, image=embeddings.image.to(dtype), text=embeddings.text.to(dtype))
+    returned = embed(super_batch)
+    for found in _row_counts(returned):
+        if found != rows:
+            raise ValueError(f"embed returned {found} rows for a super-batch with {rows} keys")
+    return check_outputs("what embed returned", returned, policy, world_size=world_size)
+
+
+def _row_counts(outputs: object) -> list[int]:
+    if isinstance(outputs, ExampleLosses):
+        return [len(losses) for losses in (outputs.learner, outputs.reference) if losses is not None]
+    return [len(outputs)] if isinstance(outputs, Embeddings | PairLosses) else []

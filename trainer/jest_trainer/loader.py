@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_args
 
 from jest_trainer.ahead import Ahead
+from jest_trainer.announcing import WireDtype, announce
 from jest_trainer.batches import take_rows
 from jest_trainer.deadlines import Cancellation
 from jest_trainer.distributed import resolve_rank
@@ -23,7 +24,8 @@ from jest_trainer.errors import (
     SUPER_BATCH_UNKNOWN,
     JestError,
 )
-from jest_trainer.learner import WireDtype, embed_super_batch
+from jest_trainer.learner import embed_super_batch
+from jest_trainer.needs import describe, needs_reference_model
 from jest_trainer.stats import Stats
 from jest_trainer.submitting import Submission, Submitter
 
@@ -33,10 +35,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from jest_core import Embeddings
+    from jest_core import SelectionPolicy
     from jest_trainer.deadlines import Deadline
     from jest_trainer.features import Array
     from jest_trainer.job import Job
+    from jest_trainer.outputs import LearnerOutputs
     from jest_trainer.results import SubBatch
 
 _log = logging.getLogger(__name__)
@@ -54,38 +57,46 @@ class SelectedBatches(Generic[Batch]):
     """Iterates over super-batches, each reduced to the rows that the job's policy chose of it.
 
     Each `for` loop is a new pass over `super_batches`; leaving it stops its background thread. Steps go on counting
-    from pass to pass, and name the super-batches: `{prefix}{step:08d}`, the same on every rank. All ranks have to see
-    equally many super-batches, and each has to hold the same rows whenever it is loaded again under the same name.
+    from pass to pass, and name the super-batches: `{prefix}{step:08d}`, the same on every rank; they are also the steps
+    of the policy's schedules. All ranks have to see equally many super-batches, and each has to hold the same rows
+    whenever it is loaded again under the same name.
 
-    `keys` and `features` are called in the background thread and `super_batches` is iterated there: give random
-    augmentations a generator of their own. `embed` is called in the loop's thread, without gradients, between two
-    training steps, with the model in whatever mode (train or eval) it is in; the reduced batch is what `embed` saw.
+    `keys`, `group_labels` and `features` are called in the background thread and `super_batches` is iterated there:
+    give random augmentations a generator of their own. `embed` is called in the loop's thread, without gradients,
+    between two training steps, with the model in whatever mode (train or eval) it is in; the reduced batch is what
+    `embed` saw.
 
     Args:
         job: from `Client.create_job` or `Client.get_job`.
         super_batches: anything that yields batches; a DataLoader, for instance.
         keys: one key for each row, strings or integers: what the example is called in the reference cache for ever.
-        features: the reference model's inputs by name, a row for each key. Only called when the server lacks some.
-        embed: the learner's embeddings of all rows, normalised as its loss takes them, with its current scale and bias.
+        embed: what the learner makes of all rows. Under the losses `sigmoid` and `softmax` its `Embeddings`, normalised
+            as its loss takes them, with its current scale and bias; under `pairwise` its `PairLosses`; under
+            `per_example` the `ExampleLosses`.
+        features: the reference model's inputs by name, a row for each key. Only called when the server lacks some. Has
+            to be given if the policy needs a reference model.
+        group_labels: the group of each row, such as a concept: a string or an integer, None for a row of no group.
+            Has to be given if the policy has `max_per_group`.
         take: reduces a batch to the rows at the given positions (int64, on the CPU); None handles the usual makes.
         rank: None asks torch.distributed.
         prefetch: how many super-batches to submit ahead, the same on every rank.
         prefix: distinguishes super-batches that have equal steps and other rows, such as `"epoch0-"`.
-        wire_dtype: element type in which embeddings are sent; the decision is made from what is sent.
+        wire_dtype: element type in which the learner's outputs are sent; the decision is made from what is sent.
         return_reference_embeddings: ask for the chosen rows' reference embeddings, found in `last`.
 
     Raises:
         ValueError: a value cannot be.
     """
 
-    def __init__(  # noqa: PLR0913 - all that a loop decides; the last seven have defaults
+    def __init__(  # noqa: PLR0913 - all that a loop decides; the last nine have defaults
         self,
         job: Job,
         super_batches: Iterable[Batch],
         *,
         keys: Callable[[Batch], Iterable[Any]],
-        features: Callable[[Batch], Mapping[str, Array]],
-        embed: Callable[[Batch], Embeddings],
+        embed: Callable[[Batch], LearnerOutputs],
+        features: Callable[[Batch], Mapping[str, Array]] | None = None,
+        group_labels: Callable[[Batch], Iterable[Any]] | None = None,
         take: Callable[[Batch, Tensor], Batch] | None = None,
         rank: int | None = None,
         prefetch: int = 2,
@@ -104,6 +115,12 @@ class SelectedBatches(Generic[Batch]):
                 f"the client's deadline_s ({job.deadline_s:g}) must be larger than the job's reference_timeout_s "
                 f"({job.reference_timeout_s:g}), or its fallback {job.fallback!r} never gets its turn"
             )
+        _check_policy(
+            job.policy,
+            features=features is not None,
+            group_labels=group_labels is not None,
+            return_reference_embeddings=return_reference_embeddings,
+        )
         self._job = job
         self._super_batches = super_batches
         self._embed = embed
@@ -111,7 +128,7 @@ class SelectedBatches(Generic[Batch]):
         self._prefetch = prefetch
         self._wire_dtype: WireDtype = wire_dtype
         self._return_reference_embeddings = return_reference_embeddings
-        self._submitter = Submitter(job, keys, features, resolve_rank(rank, job.world_size), prefix)
+        self._submitter = Submitter(job, keys, group_labels, features, resolve_rank(rank, job.world_size), prefix)
         self._stats = Stats()
         self._last: SubBatch | None = None
         self._next_step = 0
@@ -218,10 +235,10 @@ class SelectedBatches(Generic[Batch]):
         try:
             if submission.dead is not None:
                 raise submission.dead
-            embeddings = self._timed_embed(submission)
+            outputs = self._timed_embed(submission)
             started = time.perf_counter()
             try:
-                chosen = self._select(submission, embeddings, self._job.deadline())
+                chosen = self._select(submission, outputs, self._job.deadline())
             finally:
                 self._stats.select_seconds += time.perf_counter() - started
         except JestError as error:
@@ -233,20 +250,25 @@ class SelectedBatches(Generic[Batch]):
         self._count(submission, chosen)
         return chosen
 
-    def _timed_embed(self, submission: Submission[Batch]) -> Embeddings:
+    def _timed_embed(self, submission: Submission[Batch]) -> LearnerOutputs:
         started = time.perf_counter()
         try:
             return embed_super_batch(
-                self._embed, submission.batch, rows=len(submission.keys), wire_dtype=self._wire_dtype
+                self._embed,
+                submission.batch,
+                rows=len(submission.keys),
+                policy=self._job.policy,
+                world_size=self._job.world_size,
             )
         finally:
             self._stats.embed_seconds += time.perf_counter() - started
 
-    def _select(self, submission: Submission[Batch], embeddings: Embeddings, deadline: Deadline) -> SubBatch:
+    def _select(self, submission: Submission[Batch], outputs: LearnerOutputs, deadline: Deadline) -> SubBatch:
+        announced = announce(outputs, self._job.policy, self._wire_dtype)
         for resubmissions in range(_MOST_RESUBMISSIONS + 1):
             try:
                 return submission.conversation.select(
-                    embeddings, deadline, return_reference_embeddings=self._return_reference_embeddings
+                    announced, deadline, return_reference_embeddings=self._return_reference_embeddings
                 )
             except JestError as error:
                 if error.reason not in (REFERENCE_MISSING, SUPER_BATCH_UNKNOWN) or resubmissions == _MOST_RESUBMISSIONS:
@@ -291,6 +313,18 @@ class SelectedBatches(Generic[Batch]):
         if self._take is not None:
             return self._take(submission.batch, chosen.positions)
         return take_rows(submission.batch, chosen.positions, len(submission.keys))
+
+
+def _check_policy(
+    policy: SelectionPolicy, *, features: bool, group_labels: bool, return_reference_embeddings: bool
+) -> None:
+    if policy.max_per_group is not None and not group_labels:
+        raise ValueError(f"group_labels must be given: the job's policy has max_per_group={policy.max_per_group}")
+    if needs_reference_model(policy):
+        if not features:
+            raise ValueError(f"features must be given: {describe(policy)} needs the reference model's inputs")
+    elif return_reference_embeddings:
+        raise ValueError(f"return_reference_embeddings must be False: {describe(policy)} uses no reference embeddings")
 
 
 def _advise(error: JestError) -> None:

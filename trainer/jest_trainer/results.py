@@ -60,14 +60,19 @@ class ServerInfo:
     max_tensor_bytes: int
     max_message_bytes: int
     max_world_size: int
+    max_pair_loss_bytes: int
+    precisions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The answer to a submission: which rows' features have to be uploaded, and what they have to be."""
+    """The answer to a submission: which rows' features have to be uploaded, and what they have to be.
+
+    `reference` is None for a job without a reference model.
+    """
 
     missing_positions: tuple[int, ...]
-    reference: ReferenceModel
+    reference: ReferenceModel | None
     decided: bool
 
 
@@ -101,7 +106,22 @@ class SubBatch:
         reference_inferences: examples of the super-batch, all ranks together, that the reference model had to embed.
         perplexity: how many rows each chunk's sampler really chose among.
         fallback: the rule that was used instead of the policy, None if none was needed.
-        reference_embeddings: None unless asked for; also None after a fallback.
+        reference_embeddings: None unless asked for; also None after a fallback, and when the decision had been recorded
+            before, as after a resume: decisions are kept, embeddings are not.
+        weights: float32 `[chosen]` in the order of `positions`, None unless the policy asks for them: what each row is
+            worth inside the sub-batch. None is negative, and over all ranks together their mean is 1.
+        gain: the policy's, at this step.
+
+    To distil from the reference model while training on what it chose (ACED, arXiv 2411.18674), add the cross-entropy
+    between its matching of the chosen images and texts and the learner's to the loss; for a `job`, a `loop` made with
+    `return_reference_embeddings=True`, and the learner's `image`, `text` and `scale` for the batch that came out:
+
+        >>> teacher = loop.last.reference_embeddings
+        >>> target = job.reference.scale * teacher.image.to(image) @ teacher.text.to(text).T
+        >>> logits = scale * image @ text.T
+        >>> rows = functional.cross_entropy(logits, target.softmax(1))
+        >>> columns = functional.cross_entropy(logits.T, target.T.softmax(1))
+        >>> distillation = (rows + columns) / 2
     """
 
     super_batch_id: str
@@ -116,3 +136,5 @@ class SubBatch:
     fallback: str | None
     fallback_reason: str
     reference_embeddings: ReferenceEmbeddings | None
+    weights: Tensor | None
+    gain: float

@@ -17,7 +17,7 @@ class Stats:
         reference_inferences: examples, all ranks together, that the reference model had to embed for them.
         submit_wait_seconds: waiting for the next super-batch to be loaded and submitted.
         embed_seconds: in the learner's forward passes over super-batches.
-        select_seconds: sending their embeddings and waiting for decisions.
+        select_seconds: sending what the learner made of them and waiting for decisions.
         fallbacks: decisions that used the job's fallback.
         dead_lettered: super-batches that got no decision and were skipped.
         perplexity: of the last decision, the mean over its chunks; NaN before the first.

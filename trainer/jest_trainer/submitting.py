@@ -6,11 +6,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import numpy as np
-import torch
-
 from jest_trainer.errors import DEAD_LETTERED, JestError
 from jest_trainer.features import Array, check_features, parts
+from jest_trainer.keys import key_strings, label_strings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +33,7 @@ class Submission(Generic[Batch]):
     step: int
     batch: Batch
     keys: list[str]
+    group_labels: list[str]
     conversation: Conversation
     dead: JestError | None = None
 
@@ -46,12 +45,14 @@ class Submitter(Generic[Batch]):
         self,
         job: Job,
         keys: Callable[[Batch], Iterable[Any]],
-        features: Callable[[Batch], Mapping[str, Array]],
+        group_labels: Callable[[Batch], Iterable[Any]] | None,
+        features: Callable[[Batch], Mapping[str, Array]] | None,
         rank: int,
         prefix: str,
     ) -> None:
         self._job = job
         self._keys = keys
+        self._group_labels = group_labels
         self._features = features
         self._rank = rank
         self._prefix = prefix
@@ -65,8 +66,9 @@ class Submitter(Generic[Batch]):
         the server may be full or restart without anybody noticing.
         """
         keys = key_strings(self._keys(batch))
+        labels = [] if self._group_labels is None else label_strings(self._group_labels(batch), len(keys))
         conversation = self._job.conversation(f"{self._prefix}{step:08d}", self._rank)
-        submission = Submission(step, batch, keys, conversation)
+        submission = Submission(step, batch, keys, labels, conversation)
         while True:
             try:
                 self.submit(submission, self._job.deadline(cancellation))
@@ -83,27 +85,15 @@ class Submitter(Generic[Batch]):
 
     def submit(self, submission: Submission[Batch], deadline: Deadline) -> None:
         """Submit a super-batch, once more if need be, and upload what is missing."""
-        missing = submission.conversation.submit(submission.keys, deadline).missing_positions
+        submitted = submission.conversation.submit(
+            submission.keys, deadline, step=submission.step, group_labels=submission.group_labels
+        )
+        missing = submitted.missing_positions
         if not missing:
             return
+        if self._features is None:
+            raise ValueError(f"features must be given: the server lacks {len(missing)} rows of a super-batch")
         features = self._features(submission.batch)
         check_features(features, len(submission.keys))
         for part, tensors in parts(features, missing):
             submission.conversation.upload(missing[part], tensors, deadline)
-
-
-def key_strings(keys: Iterable[Any]) -> list[str]:
-    """Example keys as the contract wants them; integers, also in tensors and arrays, become their decimal form.
-
-    Raises:
-        ValueError: there are none, or one is neither a string nor an integer.
-    """
-    if isinstance(keys, str | bytes):
-        raise ValueError("keys must hold one key for each row, not be a single string")  # noqa: TRY004 - bad input is always ValueError
-    values = keys.tolist() if isinstance(keys, torch.Tensor | np.ndarray) else list(keys)
-    if not values:
-        raise ValueError("keys is empty, expected one key for each row of the super-batch")
-    for row, key in enumerate(values):
-        if isinstance(key, bool) or not isinstance(key, str | int | np.integer):
-            raise ValueError(f"keys[{row}] ({key!r}) must be a string or an integer, not {type(key).__name__}")  # noqa: TRY004 - as above
-    return [str(key) for key in values]

@@ -1,8 +1,8 @@
-"""Between the contract's messages and the SDK's values."""
+"""Between the contract's messages and the SDK's values; policies have a file of their own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from google.protobuf.duration_pb2 import Duration
@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from jest_proto.tensors import Assembler, TensorError, as_torch
 from jest_proto.v1 import jobs_pb2, selection_pb2, tensors_pb2
 from jest_trainer.errors import BAD_ANSWER, JestError
+from jest_trainer.policy_wire import from_enum, policy_from_wire, to_enum
 from jest_trainer.results import (
     Counters,
     ReferenceEmbeddings,
@@ -29,34 +30,15 @@ if TYPE_CHECKING:
 IMAGE, TEXT = "image_embedding", "text_embedding"
 
 
-def policy_to_wire(policy: SelectionPolicy) -> jobs_pb2.SelectionPolicy:
-    """Render a policy with every field set, so that no default has to agree on both sides."""
-    message = jobs_pb2.SelectionPolicy(
-        scoring=jobs_pb2.Scoring.Value(f"SCORING_{policy.scoring.upper()}"),
-        loss=jobs_pb2.Loss.Value(f"LOSS_{policy.loss.upper()}"),
-        num_chunks=policy.num_chunks,
-        gain=policy.gain,
-        normalization=jobs_pb2.Normalization.Value(f"NORMALIZATION_{policy.normalization.upper()}"),
-        sampler=jobs_pb2.Sampler.Value(f"SAMPLER_{policy.sampler.upper()}"),
-        placement=jobs_pb2.Placement.Value(f"PLACEMENT_{policy.placement.upper()}"),
-    )
-    if policy.sub_batch_size is not None:
-        message.sub_batch_size = policy.sub_batch_size
-    else:
-        message.filter_ratio = str(
-            policy.filter_ratio
-        )  # the shortest decimal that means this number: 0.8, not 0.8000…4
-    return message
-
-
 def fallback_to_wire(fallback: str) -> jobs_pb2.Fallback.ValueType:
     """Render a fallback's name."""
-    return jobs_pb2.Fallback.Value(f"FALLBACK_{fallback.upper()}")
+    value: jobs_pb2.Fallback.ValueType = to_enum(jobs_pb2.Fallback, fallback)
+    return value
 
 
 def fallback_from_wire(value: jobs_pb2.Fallback.ValueType) -> str | None:
     """Read a fallback's name; unset is None."""
-    return None if value == jobs_pb2.FALLBACK_UNSPECIFIED else _lower(jobs_pb2.Fallback, value)
+    return None if value == jobs_pb2.FALLBACK_UNSPECIFIED else from_enum(jobs_pb2.Fallback, value)
 
 
 def duration(seconds: float) -> Duration:
@@ -93,26 +75,31 @@ def info_from_wire(message: selection_pb2.GetServerInfoResponse) -> ServerInfo:
     """Read a server's description of itself."""
     return ServerInfo(
         version=message.version,
-        scorings=tuple(_lower(jobs_pb2.Scoring, value) for value in message.scorings),
-        losses=tuple(_lower(jobs_pb2.Loss, value) for value in message.losses),
+        scorings=tuple(from_enum(jobs_pb2.Scoring, value) for value in message.scorings),
+        losses=tuple(from_enum(jobs_pb2.Loss, value) for value in message.losses),
         learner_datatypes=tuple(message.learner_datatypes),
         max_rows_per_rank=message.max_rows_per_rank,
         max_tensor_bytes=message.max_tensor_bytes,
         max_message_bytes=message.max_message_bytes,
         max_world_size=message.max_world_size,
+        max_pair_loss_bytes=message.max_pair_loss_bytes,
+        precisions=tuple(from_enum(jobs_pb2.Precision, value) for value in message.precisions),
     )
 
 
 def submitted_from_wire(message: selection_pb2.SubmitSuperBatchResponse) -> Submitted:
     """Read the answer to a submission."""
-    return Submitted(tuple(message.missing_positions), reference_from_wire(message.reference), message.decided)
+    reference = reference_from_wire(message.reference) if message.HasField("reference") else None
+    return Submitted(tuple(message.missing_positions), reference, message.decided)
 
 
-def sub_batch_from_wire(super_batch_id: str, message: selection_pb2.SelectSubBatchResponse) -> SubBatch:
-    """Read a decision.
+def sub_batch_from_wire(
+    super_batch_id: str, policy: SelectionPolicy, message: selection_pb2.SelectSubBatchResponse
+) -> SubBatch:
+    """Read a decision of a job with this policy.
 
     Raises:
-        JestError: Its tensors are not what they announce.
+        JestError: Its tensors are not what they announce, or weights are not one for each row.
     """
     return SubBatch(
         super_batch_id=super_batch_id,
@@ -127,7 +114,36 @@ def sub_batch_from_wire(super_batch_id: str, message: selection_pb2.SelectSubBat
         fallback=fallback_from_wire(message.fallback),
         fallback_reason=message.fallback_reason,
         reference_embeddings=_embeddings_from_wire(super_batch_id, message.reference_embeddings),
+        weights=_weights_from_wire(super_batch_id, message) if policy.weights else None,
+        gain=message.gain,
     )
+
+
+def job_policy_from_wire(spec: jobs_pb2.JobSpec) -> SelectionPolicy:
+    """Read a job's policy.
+
+    Raises:
+        JestError: This version cannot; the job was made by another one.
+    """
+    try:
+        return policy_from_wire(spec.policy)
+    except ValueError as error:
+        raise JestError(
+            f"the policy of job {spec.name!r} cannot be read, it may need a newer version of this package: {error}",
+            reason=BAD_ANSWER,
+            metadata={"job": spec.name},
+        ) from error
+
+
+def _weights_from_wire(super_batch_id: str, message: selection_pb2.SelectSubBatchResponse) -> torch.Tensor:
+    if len(message.weights) != len(message.positions):
+        raise JestError(
+            f"the answer for super-batch {super_batch_id!r} has {len(message.weights)} weights for "
+            f"{len(message.positions)} positions, expected one for each",
+            reason=BAD_ANSWER,
+            metadata={"super_batch_id": super_batch_id},
+        )
+    return torch.tensor(message.weights, dtype=torch.float32)
 
 
 def _embeddings_from_wire(super_batch_id: str, tensors: Sequence[tensors_pb2.Tensor]) -> ReferenceEmbeddings | None:
@@ -153,11 +169,3 @@ def _tensors_from_wire(tensors: Iterable[tensors_pb2.Tensor]) -> dict[str, torch
             assembler.add(tensors_pb2.TensorChunk(tensor_index=index, data=tensor.data))
     pairs = zip(tensors, assembler.finish(), strict=True)
     return {tensor.spec.name: as_torch(tensor.spec, data) for tensor, data in pairs}
-
-
-def _lower(enum: Any, value: int) -> str:
-    """The contract's name without its prefix: SCORING_HARD_LEARNER is hard_learner. Unknown ones keep their number."""
-    if value not in enum.values():
-        return str(value)
-    prefix = enum.DESCRIPTOR.name.upper() + "_"
-    return str(enum.Name(value).removeprefix(prefix).lower())

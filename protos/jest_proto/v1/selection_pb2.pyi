@@ -102,7 +102,7 @@ class SubmitSuperBatchResponse(_message.Message):
 
     @_builtins.property
     def reference(self) -> _jobs_pb2.ReferenceModel:
-        """What the inputs have to be, for the uploads of this super-batch."""
+        """What the inputs have to be, for the uploads of this super-batch. Unset if the job has no reference model."""
 
     def __init__(
         self,
@@ -237,7 +237,8 @@ class LearnerPairLosses(_message.Message):
     rows of the ranks one after the other: a matrix [rows, super_batch_size] in FP32, FP16 or BF16, cut into tiles.
 
     The ranks' matrices, one below the other, are the pair-loss matrix of the super-batch. Its size is limited
-    (GetServerInfoResponse.max_pair_loss_bytes).
+    (GetServerInfoResponse.max_pair_loss_bytes). Nothing is received before every rank has submitted its rows, because the
+    number of columns is not known before: until then the call waits (WAITING_FOR_RANKS).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -245,7 +246,9 @@ class LearnerPairLosses(_message.Message):
     TILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairLossTile]:
-        """Tile i is the tensor i of the header. Together the tiles cover the matrix, each element once."""
+        """Tile i is the tensor i of the header, whatever its name; no two have the same name. All tensors of all ranks have one
+        datatype. Together the tiles cover the matrix, each element once; a tile has at most 16 MiB.
+        """
 
     def __init__(
         self,
@@ -545,7 +548,7 @@ class GetServerInfoResponse(_message.Message):
     """Largest single message: chunks have to stay below it."""
     max_world_size: _builtins.int
     max_pair_loss_bytes: _builtins.int
-    """Largest pair-loss matrix of a whole super-batch."""
+    """Largest pair-loss matrix of a whole super-batch; max_tensor_bytes is not about pair losses."""
     @_builtins.property
     def scorings(self) -> _containers.RepeatedScalarFieldContainer[_jobs_pb2.Scoring.ValueType]: ...
     @_builtins.property

@@ -65,7 +65,7 @@ class SelectionServiceServicer(object):
         """SubmitSuperBatch registers one rank's rows of a super-batch.
 
         RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job allows; RetryInfo says when to come back.
-        ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id.
+        ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

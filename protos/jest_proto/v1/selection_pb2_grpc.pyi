@@ -51,7 +51,7 @@ class SelectionServiceStub:
     """SubmitSuperBatch registers one rank's rows of a super-batch.
 
     RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job allows; RetryInfo says when to come back.
-    ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id.
+    ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
     """
     UploadExamples: _grpc.StreamUnaryMultiCallable[_selection_pb2.UploadExamplesRequest, _selection_pb2.UploadExamplesResponse]
     """UploadExamples sends the reference model's inputs for some of the rank's rows: one header, then chunks.
@@ -81,7 +81,7 @@ class SelectionServiceAsyncStub(SelectionServiceStub):
     """SubmitSuperBatch registers one rank's rows of a super-batch.
 
     RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job allows; RetryInfo says when to come back.
-    ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id.
+    ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
     """
     UploadExamples: _aio.StreamUnaryMultiCallable[_selection_pb2.UploadExamplesRequest, _selection_pb2.UploadExamplesResponse]  # type: ignore[assignment]
     """UploadExamples sends the reference model's inputs for some of the rank's rows: one header, then chunks.
@@ -114,7 +114,7 @@ class SelectionServiceServicer(metaclass=_abc_1.ABCMeta):
         """SubmitSuperBatch registers one rank's rows of a super-batch.
 
         RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job allows; RetryInfo says when to come back.
-        ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id.
+        ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
         """
 
     @_abc_1.abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
     from jest_server.model import ReferenceInfo
 
+_BATCH = 1000
 DEFAULT_MAX_BYTES = 1 << 30
 
 Key = tuple[str, str, str, str]
@@ -26,11 +28,16 @@ class MemoryEmbeddingCache:
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """See the port."""
         size = reference.value_bytes
-        found = [self._values.get(_key(reference, key)) for key in keys]
-        for key, value in zip(keys, found, strict=True):
+        found: list[bytes | None] = []
+        for row, key in enumerate(keys):
+            if row % _BATCH == _BATCH - 1:
+                await asyncio.sleep(0)  # nobody else of this event loop should wait for all of them
+            name = _key(reference, key)
+            value = self._values.get(name)
             if value is not None:
-                self._values.move_to_end(_key(reference, key))
-        return [value if value is not None and len(value) == size else None for value in found]
+                self._values.move_to_end(name)
+            found.append(value if value is not None and len(value) == size else None)
+        return found
 
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> None:
         """See the port."""

@@ -41,8 +41,9 @@ NEWS_KEPT = 4096
 class _InFlight:
     """A super-batch without a decision."""
 
-    reference: ReferenceInfo
+    reference: ReferenceInfo | None
     world_size: int
+    step: int | None
     created_at_s: float
     deadline_s: float
     submissions: dict[int, Submission] = field(default_factory=dict)
@@ -164,10 +165,10 @@ class MemorySuperBatchStore:
         if held is None:
             if len(state.in_flight) >= max_in_flight:
                 return SubmitStatus.QUEUE_FULL
-            held = _InFlight(submission.reference, submission.world_size, now_s, now_s + ttl_s)
+            held = _InFlight(submission.reference, submission.world_size, submission.step, now_s, now_s + ttl_s)
             state.in_flight[submission.super_batch_id] = held
             state.add(submitted=1, in_flight=1)
-        elif held.world_size != submission.world_size:
+        elif (held.world_size, held.step) != (submission.world_size, submission.step):
             return SubmitStatus.CONFLICT
         earlier = held.submissions.get(submission.rank)
         if earlier is not None:
@@ -186,6 +187,7 @@ class MemorySuperBatchStore:
             world_size=held.world_size,
             reference=held.reference,
             created_at_s=held.created_at_s,
+            step=held.step,
             submissions=dict(held.submissions),
             uploads={rank: dict(uploads) for rank, uploads in held.uploads.items()},
             pending_shards=len(held.tokens),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from jest_server import records
 from jest_server.adapters.redis_connection import answering, milliseconds, run, script, text
 from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, member
@@ -42,6 +44,7 @@ RESULT_BATCH = 32
 WRITE_BATCH_BYTES = 8 << 20
 """Features that are written in one step, or one shard's if they are more."""
 _SWEEP = 100
+_REFERENCE: TypeAdapter[ReferenceInfo | None] = TypeAdapter(ReferenceInfo | None)
 
 
 class RedisSuperBatchStore(RedisShardQueue):
@@ -152,12 +155,13 @@ class RedisSuperBatchStore(RedisShardQueue):
                     submission.digest,
                     submission.model_dump_json(exclude={"reference"}),
                     submission.world_size,
-                    submission.reference.model_dump_json(),
+                    _REFERENCE.dump_json(submission.reference),
                     now_s,
                     now_s + ttl_s,
                     max_in_flight,
                     milliseconds(ttl_s + BACKSTOP_S),
                     job,
+                    "" if submission.step is None else submission.step,
                 ],
             )
         if text(status) == "no_job":
@@ -171,7 +175,7 @@ class RedisSuperBatchStore(RedisShardQueue):
         if not held:
             return None
         fields = {text(name): value for name, value in held.items()}
-        reference = ReferenceInfo.model_validate_json(fields["reference"])
+        reference = _REFERENCE.validate_json(fields["reference"])
         submissions: dict[int, Submission] = {}
         uploads: dict[int, dict[str, tuple[int, ...]]] = {}
         for name, value in fields.items():
@@ -187,6 +191,7 @@ class RedisSuperBatchStore(RedisShardQueue):
             world_size=int(fields["world_size"]),
             reference=reference,
             created_at_s=float(fields["created_at"]),
+            step=int(fields["step"]) if fields.get("step") else None,
             submissions=submissions,
             uploads=uploads,
             pending_shards=sum(name.startswith("shard:") for name in fields),

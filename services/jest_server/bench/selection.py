@@ -46,6 +46,10 @@ class Options:
     runs: int = 5
     precision_up_to: int = 16384
 
+    def __post_init__(self) -> None:
+        for rows in self.sizes:
+            self.boundaries(rows)
+
     @property
     def policy(self) -> SelectionPolicy:
         """The published method."""

@@ -24,6 +24,7 @@ def main() -> None:
     selector_settings = SelectorSettings()
     scorer_settings = ScorerSettings(listen=_ANY_PORT, metrics_listen=_ANY_PORT)
     logs.configure(process="server", log_format=selector_settings.log_format, level=selector_settings.log_level)
+    serving.answer_first()
 
     async def run() -> None:
         stop = serving.stop_on_signals()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.selector.assembly import Assemblies
 from jest_server.selector.jobs import Jobs
+from jest_server.selector.scheduling import SelectionScheduler
 from jest_server.selector.selections import Selections
 from jest_server.selector.service import JobServicer, SelectionServicer
 from jest_server.selector.submissions import Submissions
@@ -36,15 +36,15 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
     """Runs the selector on the given store and cache until ``stop`` is set, then drains."""
     registry = CollectorRegistry()
     counts = metrics.SelectorMetrics(registry)
-    assemblies = Assemblies(max_held_bytes=settings.max_held_bytes)
+    assemblies = Assemblies(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
     jobs = Jobs(store, max_world_size=settings.max_world_size)
-    executor = ThreadPoolExecutor(settings.compute_threads, thread_name_prefix="selection")
+    scheduler = SelectionScheduler(settings.compute_threads)
     selections = Selections(
         store,
         cache,
         jobs,
         assemblies,
-        executor,
+        scheduler,
         counts,
         device=_device(settings.device),
         decision_keep_s=settings.decision_keep_s,
@@ -81,7 +81,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
         _log.info("selector drains")
         await server.drain()
     await selections.close()
-    executor.shutdown()
+    scheduler.close()
     await store.close()
     await cache.close()
     _log.info("selector stopped")
@@ -91,6 +91,7 @@ def main(settings: SelectorSettings | None = None) -> None:
     """Runs the selector on Redis."""
     settings = settings or SelectorSettings()
     logs.configure(process="selector", log_format=settings.log_format, level=settings.log_level)
+    serving.answer_first()
 
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from jest_core import SelectionPolicy
+from jest_core import Schedule, SelectionPolicy
 from jest_server.errors import InvalidField, JobConflict, JobUnknown, ReferenceUnavailable
 
 if TYPE_CHECKING:
-    from jest_server.model import Counters, Job, JobSpec, PolicySpec, ReferenceInfo
+    from jest_server.model import Counters, Job, JobSpec, PolicySpec, ReferenceInfo, ScheduleSpec
     from jest_server.ports import SuperBatchStore
 
 REFERENCE_RETRY_S = 2.0
+
+
+_NAMES_APART = {"filter_ratio", "filter_ratio_schedule", "gain", "gain_schedule"}
 
 
 def policy_of(spec: PolicySpec) -> SelectionPolicy:
@@ -21,9 +24,22 @@ def policy_of(spec: PolicySpec) -> SelectionPolicy:
     Raises:
         ValueError: If the combination makes no sense; the message names field, value and expectation.
     """
-    fields = spec.model_dump(exclude={"filter_ratio"})
-    ratio = None if spec.filter_ratio is None else float(spec.filter_ratio)
-    return SelectionPolicy(**fields, filter_ratio=ratio)
+    ratio = spec.filter_ratio_schedule
+    fixed_ratio = None if spec.filter_ratio is None else float(spec.filter_ratio)
+    return SelectionPolicy(
+        **spec.model_dump(exclude=_NAMES_APART),
+        filter_ratio=fixed_ratio if ratio is None else schedule_of(ratio),
+        gain=spec.gain if spec.gain_schedule is None else schedule_of(spec.gain_schedule),
+    )
+
+
+def schedule_of(spec: ScheduleSpec) -> Schedule:
+    """Gives a recorded schedule its meaning.
+
+    Raises:
+        ValueError: If its fields do not fit together; the message names field, value and expectation.
+    """
+    return Schedule(**spec.model_dump())
 
 
 class Jobs:
@@ -33,11 +49,12 @@ class Jobs:
         self._store = store
         self._max_world_size = max_world_size
 
-    async def create(self, spec: JobSpec) -> tuple[Job, ReferenceInfo, bool]:
+    async def create(self, spec: JobSpec) -> tuple[Job, ReferenceInfo | None, bool]:
         """Registers a job, or finds the one that was registered with the same spec.
 
         Raises:
-            InvalidField: If the policy makes no sense or the world is larger than this server allows.
+            InvalidField: If the policy makes no sense or lacks the reference model that it needs, or the world is
+                larger than this server allows.
             JobConflict: If the name is taken by another spec.
             ReferenceUnavailable: If no scorer serves the reference model.
         """
@@ -50,7 +67,13 @@ class Jobs:
                 f"spec.world_size is {spec.world_size}, the limit is {self._max_world_size}",
                 field_name="spec.world_size",
             )
-        reference = await self.reference(spec.reference_model)
+        if spec.policy.needs_reference_model and not spec.reference_model:
+            raise InvalidField(
+                f"spec.reference_model is empty, expected a name: scoring {spec.policy.scoring!r} under loss "
+                f"{spec.policy.loss!r} needs the reference model",
+                field_name="spec.reference_model",
+            )
+        reference = await self.reference(spec)
         job, created = await self._store.create_job(spec, now_s=time.time())
         if job.spec != spec:
             field = next(f for f in type(spec).model_fields if getattr(spec, f) != getattr(job.spec, f))
@@ -74,14 +97,19 @@ class Jobs:
 
     async def state(self, job: Job) -> tuple[ReferenceInfo | None, Counters]:
         """Returns what is known of a job now: its reference model, if it is served, and its accounts."""
-        return await self._store.get_reference(job.spec.reference_model), await self._store.counters(job.spec.name)
+        name = job.spec.reference_model
+        reference = await self._store.get_reference(name) if name else None
+        return reference, await self._store.counters(job.spec.name)
 
-    async def reference(self, name: str) -> ReferenceInfo:
-        """Finds a reference model that is served now.
+    async def reference(self, spec: JobSpec) -> ReferenceInfo | None:
+        """Finds the job's reference model, served now; None if the job names none.
 
         Raises:
             ReferenceUnavailable: If no scorer announces it.
         """
+        name = spec.reference_model
+        if not name:
+            return None
         reference = await self._store.get_reference(name)
         if reference is None:
             raise ReferenceUnavailable(

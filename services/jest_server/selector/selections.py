@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from jest_core import selection_seed
 from jest_server.errors import (
@@ -25,17 +25,17 @@ from jest_server.errors import (
 from jest_server.logs import bound, get_logger
 from jest_server.model import DeadLetter, Decision
 from jest_server.selector.assembly import Outcome
-from jest_server.selector.choosing import REFERENCE_SCORINGS, Chosen, choose
+from jest_server.selector.choosing import Chosen, Inputs, Question, choose, rule
 from jest_server.selector.joining import Joined, join_reference
 from jest_server.selector.submissions import check_rank, gone
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    from collections.abc import Callable
 
     import torch
 
     from jest_server.metrics import SelectorMetrics
-    from jest_server.model import Job, SuperBatch
+    from jest_server.model import Job, PolicySpec, SuperBatch
     from jest_server.ports import EmbeddingCache, SuperBatchStore
     from jest_server.selector.assembly import Assemblies, Assembly, LearnerOutputs
     from jest_server.selector.jobs import Jobs
@@ -45,8 +45,18 @@ POLL_S = 1.0
 ANSWER_MARGIN_S = 0.25
 """How long before a caller's deadline its answer is given up, so that it learns the reason."""
 RETRY_S = 0.5
+SUBMISSIONS_POLL_S = 0.1
+"""How often a rank that came early looks whether the others have submitted: nobody tells the news of that."""
 
+T = TypeVar("T")
 _log = get_logger()
+
+
+class Scheduler(Protocol):
+    """Decides which of the selections that wait is computed next."""
+
+    async def run(self, job: str, cost: float, work: Callable[[], T]) -> T:
+        """Runs the work in a thread when it is the job's turn; ``cost`` is relative."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class Selections:
         cache: EmbeddingCache,
         jobs: Jobs,
         assemblies: Assemblies,
-        executor: Executor,
+        scheduler: Scheduler,
         metrics: SelectorMetrics,
         *,
         device: torch.device,
@@ -82,21 +92,29 @@ class Selections:
         self._cache = cache
         self._jobs = jobs
         self._assemblies = assemblies
-        self._executor = executor
+        self._scheduler = scheduler
         self._metrics = metrics
         self._device = device
         self._decision_keep_s = decision_keep_s
         self._waiting: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
 
+    async def policy_of(self, call: Call) -> PolicySpec:
+        """Returns the policy of the call's job.
+
+        Raises:
+            InvalidField, JobUnknown: If the call's ids cannot be.
+        """
+        spec = (await self._jobs.get(call.job)).spec
+        check_rank(call.rank, call.world_size, spec)
+        return spec.policy
+
     async def recorded(self, call: Call, digest: str) -> Outcome | None:
         """Returns the decision if it was recorded before; nothing needs to be received then.
 
         Raises:
-            InvalidField, JobUnknown: If the call's ids cannot be.
             Conflict: If the decision was made from other learner outputs of this rank.
         """
-        check_rank(call.rank, call.world_size, (await self._jobs.get(call.job)).spec)
         decision = await self._store.get_decision(call.job, call.super_batch_id)
         return None if decision is None else _for_these(Outcome(decision, None), call, digest)
 
@@ -106,11 +124,31 @@ class Selections:
         Raises:
             SuperBatchUnknown, DeadLettered: If the super-batch is not in flight.
         """
-        super_batch = await self._store.get_super_batch(call.job, call.super_batch_id)
-        submission = super_batch.submissions.get(call.rank) if super_batch else None
-        if submission is None:
-            raise await gone(self._store, call.job, call.super_batch_id, call.rank)
-        return len(submission.keys)
+        return len((await self._submitted(call)).submissions[call.rank].keys)
+
+    async def rows_of_all(self, call: Call, *, deadline_s: float) -> list[int]:
+        """Returns how many rows each rank submitted, once all have, waiting at most ``deadline_s`` seconds.
+
+        Raises:
+            SuperBatchUnknown, DeadLettered: If the super-batch is not in flight, or this rank did not submit it.
+            WaitTimeout: If the deadline came first; the message tells who has not submitted.
+        """
+        absent = list(range(call.world_size))
+        try:
+            async with asyncio.timeout(max(deadline_s - ANSWER_MARGIN_S, 0.0)):
+                while True:
+                    submissions = (await self._submitted(call)).submissions
+                    absent = [rank for rank in range(call.world_size) if rank not in submissions]
+                    if not absent:
+                        return [len(submissions[rank].keys) for rank in range(call.world_size)]
+                    await asyncio.sleep(SUBMISSIONS_POLL_S)
+        except TimeoutError:
+            raise WaitTimeout(
+                f"super-batch {call.super_batch_id!r} of job {call.job!r} has no known size within the caller's "
+                f"deadline: ranks {absent} have not submitted their rows",
+                call.context(),
+                reason="WAITING_FOR_RANKS",
+            ) from None
 
     async def select(self, call: Call, outputs: LearnerOutputs, *, deadline_s: float) -> Outcome:
         """Adds one rank's outputs and waits for the decision, at most ``deadline_s`` seconds.
@@ -151,6 +189,13 @@ class Selections:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _submitted(self, call: Call) -> SuperBatch:
+        """Returns the super-batch, if it is in flight with the rank's rows."""
+        super_batch = await self._store.get_super_batch(call.job, call.super_batch_id)
+        if super_batch is None or call.rank not in super_batch.submissions:
+            raise await gone(self._store, call.job, call.super_batch_id, call.rank)
+        return super_batch
 
     def _start(self, assembly: Assembly) -> None:
         task = asyncio.create_task(self._conclude(assembly))
@@ -227,7 +272,7 @@ class Selections:
                 super_batch = await self._store.get_super_batch(*key)
                 if super_batch is None:
                     raise await gone(self._store, *key, 0)
-                if job.spec.policy.scoring not in REFERENCE_SCORINGS:
+                if not job.spec.policy.needs_reference_model:
                     return super_batch, None, ""
                 if super_batch.pending_shards == 0:
                     return super_batch, await join_reference(self._store, self._cache, super_batch), ""
@@ -256,35 +301,44 @@ class Selections:
     async def _compute(
         self, assembly: Assembly, job: Job, super_batch: SuperBatch, joined: Joined | None, fallback_reason: str
     ) -> Decision:
-        keys = {rank: submission.keys for rank, submission in super_batch.submissions.items()}
-        reference = None if joined is None else (super_batch.reference, joined.embeddings)
+        inputs = Inputs(
+            super_batch.submissions,
+            assembly.outputs,
+            None if joined is None or super_batch.reference is None else (super_batch.reference, joined.embeddings),
+        )
+        fallback = job.spec.fallback if fallback_reason else None
+        seed = selection_seed(job.spec.seed, assembly.super_batch_id)
+        question = Question(rule(job.spec.policy, fallback), seed, super_batch.step, inputs)
         queued_at = time.monotonic()
         started_at = queued_at
 
         def work() -> Chosen:
             nonlocal started_at
             started_at = time.monotonic()
-            return choose(job.spec, assembly.super_batch_id, assembly.outputs, keys, reference, self._device)
+            return choose(question, self._device)
 
         try:
-            chosen = await asyncio.get_running_loop().run_in_executor(self._executor, work)
+            chosen = await self._scheduler.run(assembly.job, question.cost(), work)
         except ValueError as error:
             raise await self._set_aside(assembly, str(error)) from error
         return Decision(
             job=assembly.job,
             super_batch_id=assembly.super_batch_id,
             policy=job.spec.policy,
-            seed=selection_seed(job.spec.seed, assembly.super_batch_id),
+            seed=seed,
             reference=super_batch.reference,
             learner_digests={rank: outputs.digest for rank, outputs in assembly.outputs.items()},
             submission_digests={rank: submission.digest for rank, submission in super_batch.submissions.items()},
             positions=chosen.positions,
+            weights=chosen.weights,
+            step=super_batch.step,
+            gain=chosen.gain,
             sub_batch_size=chosen.sub_batch_size,
-            super_batch_size=sum(map(len, keys.values())),
+            super_batch_size=sum(inputs.rows),
             perplexity=chosen.perplexity,
             cache_hits=joined.cache_hits if joined else 0,
             reference_inferences=joined.inferences if joined else 0,
-            fallback=job.spec.fallback if fallback_reason else None,
+            fallback=fallback,
             fallback_reason=fallback_reason,
             timings_s={"queue": started_at - queued_at, "compute": time.monotonic() - started_at},
             decided_at_s=time.time(),

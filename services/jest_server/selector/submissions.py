@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,6 @@ from jest_proto.tensors import as_numpy, content_digest
 from jest_server import records
 from jest_server.errors import Conflict, DeadLettered, InvalidField, QueueFull, SuperBatchUnknown
 from jest_server.model import Shard, Submission, SubmitStatus, UploadStatus
-from jest_server.selector.choosing import REFERENCE_SCORINGS
 from jest_server.selector.jobs import policy_of
 
 if TYPE_CHECKING:
@@ -27,14 +28,37 @@ if TYPE_CHECKING:
 
 QUEUE_FULL_RETRY_S = 0.25
 _MAX_KEY_BYTES = 512
+_MAX_LABEL_BYTES = 256
+_THREAD_FROM_KEYS = 4096
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One rank's rows of a super-batch as it submits them; see the contract for what is optional."""
+
+    job: str
+    super_batch_id: str
+    rank: int
+    world_size: int
+    keys: tuple[str, ...]
+    step: int | None = None
+    group_labels: tuple[str, ...] = ()
+
+    def context(self) -> dict[str, str]:
+        """Returns the ids for errors."""
+        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
+
+    def digest(self) -> str:
+        """Names the content."""
+        return content_digest((), self.world_size, self.keys, self.step, self.group_labels)
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The answer to a submission."""
+    """The answer to a submission; ``reference`` is None for a job without one."""
 
     missing: tuple[int, ...]
-    reference: ReferenceInfo
+    reference: ReferenceInfo | None
     decided: bool
 
 
@@ -63,38 +87,36 @@ class Submissions:
         self._jobs = jobs
         self._settings = settings
 
-    async def submit(
-        self, job_name: str, super_batch_id: str, rank: int, world_size: int, keys: tuple[str, ...]
-    ) -> Accepted:
+    async def submit(self, rows: Rows) -> Accepted:
         """Registers one rank's rows and tells which of them have to be uploaded.
 
         Raises:
-            InvalidField: If a value cannot be, or fewer distinct keys are there than the sub-batch needs.
+            InvalidField: If a value cannot be, or fewer rows may be chosen than the sub-batch needs.
             JobUnknown, ReferenceUnavailable, QueueFull, Conflict, DeadLettered: As their names say.
         """
-        spec = (await self._jobs.get(job_name)).spec
-        context = {"job": job_name, "super_batch_id": super_batch_id, "rank": str(rank)}
-        check_rank(rank, world_size, spec)
-        self._check_keys(keys, spec)
-        submission = Submission(
-            job=job_name,
-            super_batch_id=super_batch_id,
-            rank=rank,
-            world_size=world_size,
-            reference=await self._jobs.reference(spec.reference_model),
-            keys=keys,
-            digest=content_digest((), world_size, keys),
-        )
+        spec = (await self._jobs.get(rows.job)).spec
+        check_rank(rows.rank, rows.world_size, spec)
+        if not 1 <= len(rows.keys) <= self._settings.max_rows_per_rank:
+            raise InvalidField(
+                f"example_keys holds {len(rows.keys)} keys, expected 1 to {self._settings.max_rows_per_rank}",
+                field_name="example_keys",
+            )
+        # Many keys take a while to look at, and other calls want their answers meanwhile.
+        reference = await self._jobs.reference(spec)
+        if len(rows.keys) < _THREAD_FROM_KEYS:
+            submission = _submission(rows, spec, reference)
+        else:
+            submission = await asyncio.to_thread(_submission, rows, spec, reference)
         status = await self._store.submit(
             submission, max_in_flight=spec.max_in_flight, ttl_s=spec.super_batch_ttl_s, now_s=time.time()
         )
         if status is SubmitStatus.DECIDED:
             return await self._decided(submission)
-        self._refuse(status, submission, spec, context)
-        super_batch = await self._store.get_super_batch(job_name, super_batch_id)
+        super_batch = await self._store.get_super_batch(rows.job, rows.super_batch_id)
+        self._refuse(status, submission, super_batch, spec, rows.context())
         if super_batch is None:
             return await self._decided(submission)
-        missing = await self._missing(submission, super_batch) if spec.policy.scoring in REFERENCE_SCORINGS else ()
+        missing = await self._missing(submission, super_batch) if spec.policy.needs_reference_model else ()
         return Accepted(missing, super_batch.reference, decided=False)
 
     async def upload(self, upload: Upload) -> int:
@@ -112,6 +134,10 @@ class Submissions:
         submission = super_batch.submissions.get(upload.rank) if super_batch else None
         if super_batch is None or submission is None:
             return await self._upload_without_super_batch(upload)
+        if super_batch.reference is None:
+            raise InvalidField(
+                f"job {upload.job!r} has no reference model: expected no uploads", context, field_name="job"
+            )
         self._check_upload(upload, len(submission.keys), super_batch.reference)
         earlier = super_batch.uploads.get(upload.rank, {})
         clash = {p for d, positions in earlier.items() if d != digest for p in positions} & set(upload.positions)
@@ -123,42 +149,32 @@ class Submissions:
             upload.rank,
             digest=digest,
             positions=upload.positions,
-            shards=self._shards(upload, submission, super_batch.reference, digest),
+            shards=await asyncio.to_thread(self._shards, upload, submission, super_batch.reference, digest),
         )
         if status is UploadStatus.GONE:
             return await self._upload_without_super_batch(upload)
         return len(upload.positions)
 
-    def _check_keys(self, keys: tuple[str, ...], spec: JobSpec) -> None:
-        if not 1 <= len(keys) <= self._settings.max_rows_per_rank:
-            raise InvalidField(
-                f"example_keys holds {len(keys)} keys, expected 1 to {self._settings.max_rows_per_rank}",
-                field_name="example_keys",
-            )
-        for row, key in enumerate(keys):
-            if not 1 <= len(key.encode()) <= _MAX_KEY_BYTES:
-                raise InvalidField(
-                    f"example_keys[{row}] is {len(key.encode())} bytes long, expected 1 to {_MAX_KEY_BYTES}",
-                    field_name=f"example_keys[{row}]",
-                )
-        if spec.world_size > 1:  # only all ranks together know the super-batch
-            return
-        try:
-            needed = policy_of(spec.policy).resolve_sub_batch_size(len(keys))
-        except ValueError as error:
-            raise InvalidField(f"example_keys: {error}", field_name="example_keys") from error
-        if len(set(keys)) < needed:
-            raise InvalidField(
-                f"example_keys holds {len(set(keys))} distinct keys, expected at least the sub-batch ({needed}): "
-                "at most one of the rows with equal keys can be chosen",
-                field_name="example_keys",
-            )
-
-    def _refuse(self, status: SubmitStatus, submission: Submission, spec: JobSpec, context: dict[str, str]) -> None:
+    def _refuse(
+        self,
+        status: SubmitStatus,
+        submission: Submission,
+        super_batch: SuperBatch | None,
+        spec: JobSpec,
+        context: dict[str, str],
+    ) -> None:
         if status is SubmitStatus.CONFLICT:
+            if super_batch is not None and super_batch.step != submission.step:
+                raise Conflict(
+                    f"rank {submission.rank} submits super-batch {submission.super_batch_id!r} of job "
+                    f"{submission.job!r} with {_step(submission.step)}, it was submitted with "
+                    f"{_step(super_batch.step)} before; the step has to be the same on all ranks",
+                    context,
+                )
             raise Conflict(
                 f"rank {submission.rank} submitted super-batch {submission.super_batch_id!r} of job "
-                f"{submission.job!r} before with other keys or another world size; every super-batch needs its own id",
+                f"{submission.job!r} before with other keys, other group labels or another world size; every "
+                "super-batch needs its own id",
                 context,
             )
         if status is SubmitStatus.QUEUE_FULL:
@@ -177,13 +193,15 @@ class Submissions:
             raise SuperBatchUnknown(f"super-batch {submission.super_batch_id!r} is forgotten", context)
         if decision.submission_digests.get(submission.rank) != submission.digest:
             raise Conflict(
-                f"super-batch {submission.super_batch_id!r} of job {submission.job!r} was decided with other keys",
+                f"super-batch {submission.super_batch_id!r} of job {submission.job!r} was decided with other keys, "
+                "other group labels or another step",
                 context,
             )
         return Accepted((), submission.reference, decided=True)
 
     async def _missing(self, submission: Submission, super_batch: SuperBatch) -> tuple[int, ...]:
         """Returns the first row of each key that is neither cached nor uploaded."""
+        assert super_batch.reference is not None, "a job that needs the reference model has one"
         uploaded = super_batch.uploads.get(submission.rank, {})
         known = {submission.keys[p] for positions in uploaded.values() for p in positions}
         first_rows: dict[str, int] = {}
@@ -249,6 +267,87 @@ class Submissions:
             return len(upload.positions)
         await self._jobs.get(upload.job)
         raise await gone(self._store, upload.job, upload.super_batch_id, upload.rank)
+
+
+def _submission(rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> Submission:
+    """Returns the rows as the store keeps them.
+
+    Raises:
+        InvalidField: If a value cannot be, or fewer rows may be chosen than the sub-batch needs.
+    """
+    _check_lengths("example_keys", rows.keys, least=1, most=_MAX_KEY_BYTES)
+    if rows.step is None and spec.policy.is_scheduled:
+        raise InvalidField(
+            f"step is not set, expected the training step: the policy of job {spec.name!r} has a schedule",
+            field_name="step",
+        )
+    _check_labels(rows, spec)
+    if spec.world_size == 1:  # otherwise only all ranks together know the super-batch
+        _check_enough(rows, spec)
+    return Submission(
+        job=rows.job,
+        super_batch_id=rows.super_batch_id,
+        rank=rows.rank,
+        world_size=rows.world_size,
+        reference=reference,
+        keys=rows.keys,
+        digest=rows.digest(),
+        step=rows.step,
+        group_labels=rows.group_labels,
+    )
+
+
+def _check_labels(rows: Rows, spec: JobSpec) -> None:
+    limit = spec.policy.max_per_group
+    if not rows.group_labels and limit is None:
+        return
+    if len(rows.group_labels) != len(rows.keys):
+        needed = "" if limit is None else f", because max_per_group of job {spec.name!r} is {limit}"
+        raise InvalidField(
+            f"group_labels holds {len(rows.group_labels)} labels, expected {len(rows.keys)}: one for each row{needed}",
+            field_name="group_labels",
+        )
+    _check_lengths("group_labels", rows.group_labels, least=0, most=_MAX_LABEL_BYTES)
+
+
+def _check_lengths(field: str, texts: Sequence[str], *, least: int, most: int) -> None:
+    for row, text in enumerate(texts):
+        size = len(text.encode())
+        if not least <= size <= most:
+            raise InvalidField(
+                f"{field}[{row}] is {size} bytes long, expected {least} to {most}", field_name=f"{field}[{row}]"
+            )
+
+
+def _check_enough(rows: Rows, spec: JobSpec) -> None:
+    """Refuses a super-batch of one rank from which no sub-batch can be chosen."""
+    try:
+        policy = policy_of(spec.policy)
+        if rows.step is not None:
+            policy = policy.at_step(rows.step, len(rows.keys))
+        needed = policy.resolve_sub_batch_size(len(rows.keys))
+    except ValueError as error:
+        raise InvalidField(f"example_keys: {error}", field_name="example_keys") from error
+    if len(set(rows.keys)) < needed:
+        raise InvalidField(
+            f"example_keys holds {len(set(rows.keys))} distinct keys, expected at least the sub-batch ({needed}): "
+            "at most one of the rows with equal keys can be chosen",
+            field_name="example_keys",
+        )
+    limit = spec.policy.max_per_group
+    if limit is None:
+        return
+    counts = Counter(rows.group_labels)
+    allowed = counts.pop("", 0) + sum(min(count, limit) for count in counts.values())
+    if allowed < needed:
+        raise InvalidField(
+            f"group_labels allow {allowed} rows, expected at least the sub-batch ({needed}): max_per_group is {limit}",
+            field_name="group_labels",
+        )
+
+
+def _step(step: int | None) -> str:
+    return "no step" if step is None else f"step {step}"
 
 
 def check_rank(rank: int, world_size: int, spec: JobSpec) -> None:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from jest_proto.v1 import jobs_pb2 as pb
 from jest_server.errors import InvalidField
-from jest_server.model import JobSpec, PolicySpec
+from jest_server.model import JobSpec, PolicySpec, ScheduleSpec
+from jest_server.selector.jobs import schedule_of
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
@@ -24,7 +25,11 @@ _POLICY_ENUMS: dict[str, tuple[Any, str]] = {
     "normalization": (pb.Normalization, "NORMALIZATION_"),
     "sampler": (pb.Sampler, "SAMPLER_"),
     "placement": (pb.Placement, "PLACEMENT_"),
+    "precision": (pb.Precision, "PRECISION_"),
 }
+_SHAPE = (pb.Schedule.Shape, "SHAPE_")
+_SIZES = ("sub_batch_size", "filter_ratio", "filter_ratio_schedule")
+_SCHEDULES = ("filter_ratio_schedule", "gain_schedule")
 
 
 def job_spec_from_wire(message: pb.JobSpec) -> JobSpec:
@@ -33,24 +38,10 @@ def job_spec_from_wire(message: pb.JobSpec) -> JobSpec:
     Raises:
         InvalidField: For the first field that cannot be.
     """
-    policy: dict[str, Any] = {
-        field: _name_of(enum, prefix, getattr(message.policy, field), f"policy.{field}")
-        for field, (enum, prefix) in _POLICY_ENUMS.items()
-        if getattr(message.policy, field)
-    }
-    size = message.policy.WhichOneof("size")
-    if size is None:
-        raise InvalidField(
-            "policy.size is not set, expected sub_batch_size or filter_ratio", field_name="spec.policy.size"
-        )
-    policy[size] = getattr(message.policy, size)
-    policy |= {
-        field: getattr(message.policy, field) for field in ("num_chunks", "gain") if message.policy.HasField(field)
-    }
     spec: dict[str, Any] = {
         "name": message.name,
         "reference_model": message.reference_model,
-        "policy": policy,
+        "policy": _policy_from_wire(message.policy),
         "seed": message.seed,
     }
     spec |= {field: getattr(message, field) for field in ("world_size", "max_in_flight") if message.HasField(field)}
@@ -118,14 +109,58 @@ def _timestamp(seconds: float) -> Timestamp:
     return message
 
 
+def _policy_from_wire(message: pb.SelectionPolicy) -> dict[str, Any]:
+    policy: dict[str, Any] = {
+        field: _name_of(enum, prefix, getattr(message, field), f"policy.{field}")
+        for field, (enum, prefix) in _POLICY_ENUMS.items()
+        if getattr(message, field)
+    }
+    size = message.WhichOneof("size")
+    if size is None:
+        raise InvalidField(
+            f"policy.size is not set, expected one of {', '.join(_SIZES)}", field_name="spec.policy.size"
+        )
+    if message.HasField("gain") and message.HasField("gain_schedule"):
+        raise InvalidField(
+            f"spec.policy.gain_schedule is set beside gain ({message.gain:g}), expected one of the two",
+            field_name="spec.policy.gain_schedule",
+        )
+    for field in (size, "num_chunks", "gain", "gain_schedule", "max_per_group"):
+        if message.HasField(field):
+            value = getattr(message, field)
+            policy[field] = _schedule_from_wire(value, f"policy.{field}") if field in _SCHEDULES else value
+    return policy | {"weights": message.weights}
+
+
+def _schedule_from_wire(message: pb.Schedule, field: str) -> ScheduleSpec:
+    schedule = ScheduleSpec(
+        shape=_name_of(*_SHAPE, message.shape or pb.Schedule.SHAPE_CONSTANT, f"{field}.shape"),
+        start=message.start,
+        end=message.end if message.HasField("end") else None,
+        steps=message.steps if message.HasField("steps") else None,
+        warmup_steps=message.warmup_steps,
+    )
+    try:
+        schedule_of(schedule)
+    except ValueError as error:
+        raise InvalidField(f"spec.{field}: {error}", field_name=f"spec.{field}") from error
+    return schedule
+
+
 def _policy_to_wire(policy: PolicySpec) -> pb.SelectionPolicy:
     fields = policy.model_dump(exclude_none=True)
     for field, (enum, prefix) in _POLICY_ENUMS.items():
         fields[field] = enum.Value(f"{prefix}{fields[field].upper()}")
+    for field in _SCHEDULES:
+        if field in fields:
+            enum, prefix = _SHAPE
+            fields[field]["shape"] = enum.Value(f"{prefix}{fields[field]['shape'].upper()}")
+    if policy.gain_schedule is not None:
+        del fields["gain"]
     return pb.SelectionPolicy(**fields)
 
 
-def _name_of(enum: EnumTypeWrapper | Any, prefix: str, value: int, field: str) -> str:
+def _name_of(enum: EnumTypeWrapper | Any, prefix: str, value: int, field: str) -> Any:
     names = {number: name for name, number in enum.items()}
     if value not in names:
         known = ", ".join(name for number, name in sorted(names.items()) if number)

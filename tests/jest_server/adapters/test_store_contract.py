@@ -118,6 +118,41 @@ async def test_a_job_that_is_not_there_takes_nothing(any_store):
     assert await accounts(any_store, "nobody") == (0, 0, 0, 0)
 
 
+async def test_step_and_group_labels_are_kept_with_the_super_batch(any_store, job):
+    await submit(any_store, job, step=2**63, group_labels=("cat", ""))
+    held = await any_store.get_super_batch(job, "sb")
+    assert held.step == held.submissions[0].step == 2**63
+    assert held.submissions[0].group_labels == ("cat", "")
+
+
+async def test_a_super_batch_may_have_no_step_no_labels_and_no_reference_model(any_store, job):
+    assert await submit(any_store, job, reference=None) is SubmitStatus.ACCEPTED
+    held = await any_store.get_super_batch(job, "sb")
+    assert held.step is held.reference is held.submissions[0].reference is None
+    assert held.submissions[0].group_labels == ()
+    recorded = await any_store.decide(decision(job, reference=None), keep_s=60)
+    assert recorded.reference is None
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (None, 0), (0, None)])
+async def test_another_step_than_the_first_ranks_is_a_conflict_for_every_rank(any_store, job, first, second):
+    await submit(any_store, job, rank=0, world_size=2, step=first)
+    assert await submit(any_store, job, rank=1, world_size=2, step=second) is SubmitStatus.CONFLICT
+    assert await submit(any_store, job, rank=0, world_size=2, step=second) is SubmitStatus.CONFLICT
+    assert set((await any_store.get_super_batch(job, "sb")).submissions) == {0}
+    assert await submit(any_store, job, rank=1, world_size=2, step=first) is SubmitStatus.ACCEPTED
+    assert await accounts(any_store, job) == (1, 0, 0, 1)
+
+
+async def test_a_decisions_step_gain_and_weights_come_back_as_they_were(any_store, job):
+    await submit(any_store, job, step=3)
+    weights = {0: (1.25, 0.10000000149011612)}
+    made = decision(job, step=3, gain=0.1, weights=weights)
+    assert await any_store.decide(made, keep_s=60) == made
+    found = await any_store.get_decision(job, "sb")
+    assert (found.step, found.gain, found.weights) == (3, 0.1, weights)
+
+
 async def test_the_first_rank_puts_the_super_batch_in_flight_and_pins_the_reference(any_store, job):
     newer = REFERENCE.model_copy(update={"version": "2"})
     assert await submit(any_store, job, world_size=2) is SubmitStatus.ACCEPTED

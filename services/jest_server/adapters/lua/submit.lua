@@ -4,7 +4,7 @@
 --
 -- KEYS 1 super-batch (hash)  2 decision (string)  3 dead letters (hash)  4 in flight (zset)  5 counters (hash)  6 jobs (hash)
 -- ARGV 1 member of the zset  2 super-batch id  3 rank  4 digest  5 submission (JSON)  6 world size  7 reference (JSON)
---      8 now (s)  9 deadline (s)  10 most in flight  11 time to live (ms)  12 job
+--      8 now (s)  9 deadline (s)  10 most in flight  11 time to live (ms)  12 job  13 step, or empty
 -- Returns "accepted", "repeated", "conflict", "queue_full", "decided", "dead" or "no_job".
 local member, id, rank, digest, submission = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if redis.call('HEXISTS', KEYS[6], ARGV[12]) == 0 then
@@ -21,11 +21,12 @@ if not redis.call('ZSCORE', KEYS[4], member) then
   if in_flight >= tonumber(ARGV[10]) then
     return 'queue_full'
   end
-  redis.call('HSET', KEYS[1], 'world_size', ARGV[6], 'reference', ARGV[7], 'created_at', ARGV[8])
+  redis.call('HSET', KEYS[1], 'world_size', ARGV[6], 'reference', ARGV[7], 'created_at', ARGV[8], 'step', ARGV[13])
   redis.call('ZADD', KEYS[4], ARGV[9], member)
   redis.call('HINCRBY', KEYS[5], 'submitted', 1)
   redis.call('HINCRBY', KEYS[5], 'in_flight', 1)
-elseif redis.call('HGET', KEYS[1], 'world_size') ~= ARGV[6] then
+elseif redis.call('HGET', KEYS[1], 'world_size') ~= ARGV[6]
+  or (redis.call('HGET', KEYS[1], 'step') or '') ~= ARGV[13] then
   return 'conflict'
 end
 local earlier = redis.call('HGET', KEYS[1], 'digest:' .. rank)

@@ -1,0 +1,62 @@
+"""`jest-server bench selection`, on super-batches small enough for a test: what it measures is what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from jest_server.bench import report
+from jest_server.bench.selection import Options, measure, tables
+from jest_server.cli import app
+
+SMALL = ["bench", "selection", "--sizes", "256,512", "--width", "16", "--runs", "1"]
+
+
+@pytest.fixture
+def result(tmp_path):
+    done = CliRunner().invoke(app, [*SMALL, "--json", str(tmp_path / "result.json")])
+    assert done.exit_code == 0, done.output
+    return json.loads((tmp_path / "result.json").read_text())
+
+
+def test_the_command_writes_every_size_and_loss_to_its_json_file(result):
+    assert [row["rows"] for row in result["growth"]] == [256, 512]
+    assert [(row["rows"], row["loss"]) for row in result["rules"]] == [
+        (rows, loss) for rows in (256, 512) for loss in ("sigmoid", "softmax")
+    ]
+    assert result["machine"]["versions"]["torch"]
+
+
+def test_ratios_are_those_of_the_figures_beside_them(result):
+    for row in result["growth"]:
+        seconds = row["seconds"]
+        assert row["speed_ratio"] == min(seconds["numpy"], seconds["torch"]) / seconds["ours"]
+        assert row["floor_ratio"] == seconds["ours"] / min(row["floors"].values())
+        assert row["process_bytes"] > row["peak_bytes"]["ours"]
+    for row in result["rules"]:
+        assert 0 < row["bfloat16_overlap"] <= 1
+
+
+def test_a_dense_rival_that_does_not_fit_into_memory_is_left_out_and_said_so(monkeypatch):
+    monkeypatch.setattr(report, "free_memory", lambda: 1000)
+    found = measure(Options(sizes=(256,), width=8, runs=1), lambda _: None)
+    [row] = found["growth"]
+    assert row["speed_ratio"] is None
+    assert set(row["seconds"]) == {"ours", "floor"}
+    assert "| – |" in tables(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sizes", "100,x"], "invalid literal"),
+        (["--sizes", "20"], "num_chunks"),
+        (["--filter-ratio", "1.5"], "filter_ratio"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_measured(options, message):
+    done = CliRunner().invoke(app, ["bench", "selection", *options])
+    assert done.exit_code == 2
+    assert message in done.output
