@@ -307,5 +307,5 @@ def test_an_interpreter_that_ends_within_a_loop_ends_quietly(process_server):
         "    features=lambda b: {'image': b['image']}, embed=embeddings))\n"
         "print(next(loop)['step'])\n"
     )
-    run = subprocess.run([sys.executable, "-c", program], timeout=20, capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "0", "")

@@ -415,7 +415,9 @@ class StageTimings(_message.Message):
 
     @_builtins.property
     def record(self) -> _duration_pb2.Duration:
-        """Recording the decision."""
+        """Recording the decision. Unset here, because every answer repeats the record, which cannot tell it: see the metric
+        jest_selector_stage_seconds.
+        """
 
     def __init__(
         self,
