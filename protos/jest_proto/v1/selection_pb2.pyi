@@ -416,7 +416,7 @@ class StageTimings(_message.Message):
     @_builtins.property
     def record(self) -> _duration_pb2.Duration:
         """Recording the decision. Unset here, because every answer repeats the record, which cannot tell it: see the metric
-        jest_selector_stage_seconds.
+        jest_selector_stage_duration_seconds.
         """
 
     def __init__(
