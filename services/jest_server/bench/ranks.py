@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 TIMEOUT_S = 300.0
-STAGES = ("wait_learner", "wait_reference", "queue", "compute", "record")
+STAGES = ("wait_learner", "wait_reference", "queue", "compute")
 
 
 @dataclass(frozen=True, eq=False)
