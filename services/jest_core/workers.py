@@ -66,7 +66,8 @@ class Workers:
         Raises:
             Exception: what `work` raised first, once no thread works any more.
         """
-        shared = iter(list(tiles))  # a list's iterator gives each item to one thread only
+        waiting = list(tiles)
+        shared = iter(waiting)  # a list's iterator gives each item to one thread only
 
         def serve(scratch: Scratch) -> None:
             with torch.no_grad():
@@ -76,7 +77,7 @@ class Workers:
         if self._pool is None:
             serve(self._scratches[0])
             return
-        futures = [self._pool.submit(serve, scratch) for scratch in self._scratches]
+        futures = [self._pool.submit(serve, scratch) for scratch in self._scratches[: len(waiting)]]
         wait(futures)
         for future in futures:
             future.result()

@@ -18,6 +18,8 @@ import jest_core_oracle as oracle
 from jest_core import Embeddings, Selection, SelectionPolicy, select_sub_batch
 from jest_core_samples import exact, random_embeddings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @dataclass(frozen=True)
 class Case:

@@ -14,6 +14,8 @@ from jest_core import SelectionPolicy, select_sub_batch
 from jest_core_samples import exact, random_embeddings
 from jest_core_statistics import fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LEARNER = random_embeddings(6, seed=21, width=3, scale=2.5, bias=0.5)
 REFERENCE = random_embeddings(6, seed=22, width=4, scale=2.0, bias=-0.5)
 RANKS = [0, 1, 1, 0, 0, 1]

@@ -1,6 +1,5 @@
 """What a selection allocates, seen operation by operation."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +10,8 @@ from torch.utils._pytree import tree_leaves
 from jest_core import PairLosses, SelectionPolicy, select_sub_batch
 from jest_core.tiles import TILE_COLUMNS, TILE_ROWS
 from jest_core_samples import random_embeddings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 B, D = 8000, 64
 
@@ -29,15 +30,6 @@ class LargestResult(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() not in self._given:
                 self.elements = max(self.elements, leaf.untyped_storage().nbytes() // leaf.element_size())
         return result
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The meter sees the operations of its own thread only."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])

@@ -13,6 +13,8 @@ from jest_core import ExampleLosses, SelectionPolicy, conditional_logits, select
 from jest_core_samples import exact_losses, random_embeddings, random_example_losses
 from jest_core_statistics import fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LEARNER, REFERENCE = random_example_losses(50, seed=1), random_example_losses(50, seed=2)
 SCORES = {
     "learnability": exact_losses(LEARNER) - exact_losses(REFERENCE),

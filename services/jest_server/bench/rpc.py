@@ -196,9 +196,9 @@ def tables(result: dict[str, Any]) -> str:
         f"B = {result['rows']:,}, b = {result['sub_batch']:,}, D = {result['width']}, {result['datatype']}, "
         f"{result['num_chunks']} chunks; {result['stands_on']}. Medians of {result['runs']} runs, each the slowest "
         "rank's; seconds but where said otherwise. `rest` is the call without the server's stages: from the ranks' "
-        "start until the first one's tensors were there, and from the end of the computation to the answer, recording included; `encode` and `send` "
-        "are a rank's own part in it. Health was asked for every 10 ms during the calls; `oversleep` is how much too "
-        "late the machine woke the one who asked, at worst."
+        "start until the first one's tensors were there, and from the end of the computation to the answer, recording "
+        "included; `encode` and `send` are a rank's own part in it. Health was asked for every 10 ms during the calls; "
+        "`oversleep` is how much too late the machine woke the one who asked, at worst."
     )
     return f"{legend}\n\n{report.markdown(header, rows)}"
 
