@@ -66,16 +66,19 @@ def select_sub_batch(
     device = models[0][0].device if models else torch.device("cpu")
     pool = candidate_pool(policy, size, example_keys, rank_of_row, group_labels, device)
     boundaries = chunk_boundaries(sub_batch_size, policy.num_chunks)
-    with torch.no_grad(), Workers(device) as workers:
-        scores = scores_of(models, policy, size, workers)
-        positions, perplexities = _grow(scores, policy, pool, boundaries, seed)
-        weights = _weights(scores, positions).cpu() if policy.weights else None
-    return Selection(
-        positions=positions.cpu(),
-        chunk_boundaries=boundaries,
-        perplexity=tuple(perplexities.tolist()),
-        weights=weights,
-    )
+    with Workers(device) as workers:
+
+        def select() -> Selection:
+            scores = scores_of(models, policy, size, workers)
+            positions, perplexities = _grow(scores, policy, pool, boundaries, seed)
+            return Selection(
+                positions=positions.cpu(),
+                chunk_boundaries=boundaries,
+                perplexity=tuple(perplexities.tolist()),
+                weights=_weights(scores, positions).cpu() if policy.weights else None,
+            )
+
+        return workers.run(select)
 
 
 def conditional_logits(
@@ -102,10 +105,14 @@ def conditional_logits(
     chosen_c = chosen_rows(chosen, size)
     device = models[0][0].device if models else torch.device("cpu")
     rows_B = torch.arange(size, device=device)
-    with torch.no_grad(), Workers(device) as workers:
-        scores = scores_of(models, policy, size, workers)
-        scores.add_chosen(chosen_c.to(device), rows_B)
-        return _logits(scores, policy, rows_B, len(chosen_c))
+    with Workers(device) as workers:
+
+        def logits() -> Tensor:
+            scores = scores_of(models, policy, size, workers)
+            scores.add_chosen(chosen_c.to(device), rows_B)
+            return _logits(scores, policy, rows_B, len(chosen_c))
+
+        return workers.run(logits)
 
 
 def chunk_boundaries(sub_batch_size: int, num_chunks: int) -> tuple[int, ...]:

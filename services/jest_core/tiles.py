@@ -17,8 +17,8 @@ from jest_core.policy import Precision
 from jest_core.types import Embeddings
 from jest_core.workers import Scratch
 
-# 512 rows by the hundred rows of a usual chunk stay in a core's second-level cache.
-TILE_ROWS = 512
+# 256 rows by the hundred rows of a usual chunk stay in a core's second-level cache.
+TILE_ROWS = 256
 TILE_COLUMNS = 2048
 # A GPU wants fewer, larger products; its tile may be as large as its second-level cache.
 GPU_TILE_ROWS = 8192

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 Tile = TypeVar("Tile")
+Result = TypeVar("Result")
 
 
 class Scratch:
@@ -60,6 +61,18 @@ class Workers:
         self._scratches = [Scratch(device) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads, "jest-tiles", _split_nothing) if threads > 1 else None
 
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Call `work` without gradients in one of the threads, the only place from which `for_each` may be called.
+
+        So that what lies between the tiles is not split either: rows are many, but there is little to do for each.
+        """
+
+        def without_gradients() -> Result:
+            with torch.no_grad():
+                return work()
+
+        return without_gradients() if self._pool is None else self._pool.submit(without_gradients).result()
+
     def for_each(self, tiles: Iterable[Tile], work: Callable[[Tile, Scratch], None]) -> None:
         """Call `work` on every tile, each in the first thread that is free. Tiles must not share what is written.
 
@@ -74,12 +87,13 @@ class Workers:
                 for tile in shared:
                     work(tile, scratch)
 
-        if self._pool is None:
-            serve(self._scratches[0])
-            return
-        futures = [self._pool.submit(serve, scratch) for scratch in self._scratches[: len(waiting)]]
-        wait(futures)
-        for future in futures:
+        ours, *others = self._scratches[: max(len(waiting), 1)]
+        helping = [self._pool.submit(serve, scratch) for scratch in others] if self._pool else []
+        try:
+            serve(ours)
+        finally:
+            wait(helping)
+        for future in helping:
             future.result()
 
     def __enter__(self) -> Self:
