@@ -14,11 +14,12 @@ from jest_server.cli import app
 SMALL = ["bench", "selection", "--sizes", "256,512", "--width", "16", "--runs", "1"]
 
 
-@pytest.fixture
-def result(tmp_path):
-    done = CliRunner().invoke(app, [*SMALL, "--json", str(tmp_path / "result.json")])
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    file = tmp_path_factory.mktemp("bench") / "result.json"
+    done = CliRunner().invoke(app, [*SMALL, "--json", str(file)])
     assert done.exit_code == 0, done.output
-    return json.loads((tmp_path / "result.json").read_text())
+    return json.loads(file.read_text())
 
 
 def test_the_command_writes_every_size_and_loss_to_its_json_file(result):
