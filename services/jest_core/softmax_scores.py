@@ -72,8 +72,7 @@ class _SoftmaxTerms:
     """One model's matching logits and the log-sum-exps of every row over the chosen ones, for both directions."""
 
     def __init__(self, embeddings: Embeddings, precision: Precision) -> None:
-        without_bias = Embeddings(embeddings.image, embeddings.text, embeddings.scale)
-        self.logits = PairLogits(without_bias, precision)
+        self.logits = PairLogits(embeddings, precision, with_bias=False)
         size, device = len(embeddings), embeddings.device
         self._denominators = tuple(_RunningLogSumExp(size, device) for _ in range(2))
 

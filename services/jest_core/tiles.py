@@ -57,14 +57,15 @@ class PairLogits:
     precision `bfloat16` they are rounded instead, and so are the products, but nothing after them.
     """
 
-    def __init__(self, embeddings: Embeddings, precision: Precision) -> None:
+    def __init__(self, embeddings: Embeddings, precision: Precision, *, with_bias: bool = True) -> None:
+        bias = embeddings.bias if with_bias else 0.0
         self._scale = embeddings.scale
         self._rounds = precision == "bfloat16"
-        self.matching_B = _matching_logits(embeddings)
+        self.matching_B = _matching_logits(embeddings, bias)
         dtype = torch.bfloat16 if self._rounds else torch.float32
         self._image_BD = embeddings.image.detach().to(dtype)
         self._text_BD = embeddings.text.detach().to(dtype)
-        self._bias = self.matching_B.new_full((1,), embeddings.bias)
+        self._bias = self.matching_B.new_full((1,), bias)
         self._chosen_images_cD = self._image_BD[:0]
         self._chosen_texts_cD = self._text_BD[:0]
 
@@ -99,11 +100,11 @@ def _rows_of(matrix_BD: Tensor, tile: RowTile, scratch: Scratch) -> Tensor:
     return torch.index_select(matrix_BD, 0, tile, out=rows_RD)
 
 
-def _matching_logits(embeddings: Embeddings) -> Tensor:
+def _matching_logits(embeddings: Embeddings, bias: float) -> Tensor:
     """The logits of the pairs (i, i), float32 [B]."""
     image_BD, text_BD = embeddings.image.detach(), embeddings.text.detach()
     logits_B = torch.empty(len(embeddings), dtype=torch.float32, device=embeddings.device)
     for start in range(0, len(embeddings), TILE_ROWS):
         tile = slice(start, start + TILE_ROWS)
         torch.sum(image_BD[tile].float() * text_BD[tile].float(), dim=1, out=logits_B[tile])
-    return logits_B.mul_(embeddings.scale).add_(embeddings.bias)
+    return logits_B.mul_(embeddings.scale).add_(bias)
