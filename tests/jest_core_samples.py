@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 import jest_core_oracle as oracle
 from jest_core import Embeddings, ExampleLosses, PairLosses
@@ -22,6 +23,19 @@ def random_embeddings(
     text = 0.5 * image + torch.randn(size, width, generator=generator)
     unit = torch.nn.functional.normalize
     return Embeddings(unit(image, dim=1).to(dtype), unit(text, dim=1).to(dtype), scale, bias)
+
+
+@st.composite
+def any_embeddings(draw: st.DrawFn, size: int) -> Embeddings:
+    """Of any width, scale, bias and element type."""
+    return random_embeddings(
+        size,
+        seed=draw(st.integers(0, 2**32)),
+        width=draw(st.integers(1, 24)),
+        scale=draw(st.floats(0.1, 100)),
+        bias=draw(st.floats(-20, 20)),
+        dtype=draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])),
+    )
 
 
 def random_pair_losses(size: int, *, seed: int, dtype: torch.dtype = torch.float32) -> PairLosses:

@@ -6,28 +6,15 @@ from hypothesis import strategies as st
 
 import jest_core_oracle as oracle
 from jest_core import Embeddings, SelectionPolicy, conditional_logits, select_sub_batch
-from jest_core_samples import exact, random_embeddings, random_pair
+from jest_core_samples import any_embeddings, exact, random_embeddings, random_pair
 
 SCORINGS = st.sampled_from(["learnability", "easy_reference", "hard_learner", "uniform"])
-DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
-
-
-@st.composite
-def models(draw: st.DrawFn, size: int) -> Embeddings:
-    return random_embeddings(
-        size,
-        seed=draw(st.integers(0, 2**32)),
-        width=draw(st.integers(1, 24)),
-        scale=draw(st.floats(0.1, 100)),
-        bias=draw(st.floats(-20, 20)),
-        dtype=draw(DTYPES),
-    )
 
 
 @settings(deadline=None)
 @given(data=st.data(), size=st.integers(1, 40), scoring=SCORINGS, mean=st.booleans(), gain=st.floats(0.01, 10))
 def test_logits_equal_the_oracle(data, size, scoring, mean, gain):
-    learner, reference = data.draw(models(size)), data.draw(models(size))
+    learner, reference = data.draw(any_embeddings(size)), data.draw(any_embeddings(size))
     chosen = data.draw(st.lists(st.integers(0, size - 1), unique=True))
     policy = SelectionPolicy(
         scoring=scoring, filter_ratio=0, gain=gain, normalization="mean" if mean else "sum", num_chunks=1
