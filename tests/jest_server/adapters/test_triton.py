@@ -272,11 +272,13 @@ async def test_a_triton_that_stands_still_is_not_ready_within_the_deadline(conne
 
 async def test_a_triton_that_is_killed_and_comes_back_costs_time_only(connect, triton, seen):
     model = connect(microbatch=1, concurrency=2, retries=20)
-    examples = put_in_mood(tiny_examples(6), 0, Mood.SLOW)
+    examples = tiny_examples(6)
+    for row in range(6):
+        put_in_mood(examples, row, Mood.SLOW)
     before = await model.embed(examples)
     seen.clear()
     embedding = asyncio.create_task(model.embed(examples))
-    while not seen:  # one of the two running requests takes its time, others pass by it
+    while not seen:  # with the first answer the next request has started, and takes its time
         await asyncio.sleep(0.01)
     triton.kill()
     await asyncio.to_thread(triton.start)
