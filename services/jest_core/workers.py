@@ -26,14 +26,22 @@ class Scratch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
 
     def empty(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Space of this shape, with whatever was written last under this name."""
-        size = math.prod(shape)
+        view = self._views.get((name, dtype, shape))
+        if view is None:
+            view = self._views[name, dtype, shape] = self._space(name, dtype, math.prod(shape)).view(shape)
+        return view
+
+    def _space(self, name: str, dtype: torch.dtype, size: int) -> Tensor:
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
+            # What was a view of the smaller buffer must not keep it.
+            self._views = {key: view for key, view in self._views.items() if key[:2] != (name, dtype)}
             buffer = self._buffers[name, dtype] = torch.empty(size, dtype=dtype, device=self._device)
-        return buffer[:size].view(shape)
+        return buffer[:size]
 
 
 _number_of_threads = threading.Lock()
