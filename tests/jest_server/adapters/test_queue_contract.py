@@ -156,10 +156,10 @@ async def test_a_claim_left_alone_is_taken_over_with_one_more_delivery(any_store
     await submit(any_store, job)
     await upload(any_store, job)
     (claim,) = await any_store.claim("one", count=1, block_s=1)
-    await asyncio.sleep(0.15)
-    (taken,) = await any_store.reclaim("two", idle_s=0.1, count=5)
+    await asyncio.sleep(0.8)
+    (taken,) = await any_store.reclaim("two", idle_s=0.7, count=5)
     assert (taken.shard, taken.deliveries) == (claim.shard, 2)
-    assert await any_store.reclaim("three", idle_s=0.1, count=5) == []
+    assert await any_store.reclaim("three", idle_s=0.7, count=5) == []
 
 
 async def test_an_abandoned_claim_is_found_behind_many_that_are_kept(any_store, job):
@@ -167,9 +167,9 @@ async def test_an_abandoned_claim_is_found_behind_many_that_are_kept(any_store, 
     await upload(any_store, job, shards=40)
     kept = await any_store.claim("alive", count=39, block_s=1)
     (left,) = await any_store.claim("dead", count=1, block_s=1)
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(0.8)
     await any_store.keep("alive", kept)
-    assert [claim.shard for claim in await any_store.reclaim("heir", idle_s=0.3, count=1)] == [left.shard]
+    assert [claim.shard for claim in await any_store.reclaim("heir", idle_s=0.7, count=1)] == [left.shard]
 
 
 async def test_no_more_is_taken_over_than_asked(any_store, job):
@@ -186,8 +186,8 @@ async def test_of_many_who_take_over_one_does(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
     await any_store.claim("dead", count=1, block_s=1)
-    await asyncio.sleep(0.25)
-    taken = await asyncio.gather(*(any_store.reclaim(f"c{i}", idle_s=0.2, count=1) for i in range(10)))
+    await asyncio.sleep(0.8)
+    taken = await asyncio.gather(*(any_store.reclaim(f"c{i}", idle_s=0.7, count=1) for i in range(10)))
     assert sum(map(len, taken)) == 1
 
 
@@ -196,9 +196,9 @@ async def test_a_kept_claim_is_not_taken_over(any_store, job):
     await upload(any_store, job)
     claims = await any_store.claim("one", count=1, block_s=1)
     for _ in range(4):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
         await any_store.keep("one", claims)
-    assert await any_store.reclaim("two", idle_s=0.3, count=1) == []
+    assert await any_store.reclaim("two", idle_s=1.0, count=1) == []
 
 
 async def test_who_lost_a_claim_cannot_keep_or_release_it(any_store, job):

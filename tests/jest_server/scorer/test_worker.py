@@ -107,10 +107,10 @@ async def test_a_shard_of_a_silent_scorer_is_taken_over(bench):
 
 async def test_a_scorer_that_is_slow_but_alive_keeps_its_shard(bench):
     bench.model.gate.clear()
-    async with bench.working(reclaim_idle_s=0.3):
+    async with bench.working(reclaim_idle_s=1.0):
         super_batch_id = await bench.queue(["a"])
-        await asyncio.sleep(0.8)
-        assert await bench.store.reclaim("greedy", idle_s=0.3, count=1) == []
+        await asyncio.sleep(1.5)
+        assert await bench.store.reclaim("greedy", idle_s=1.0, count=1) == []
         bench.model.gate.set()
         await bench.scored(super_batch_id)
 
