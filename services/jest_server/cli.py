@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,25 @@ def up(
     run_until_interrupted(
         model_repository=model_repository, listen=listen, reference_model=reference_model, data_dir=data_dir
     )
+
+
+@app.command()
+def token(
+    tenant: Annotated[str, typer.Argument(help="Whose token it is; a tenant sees its own jobs and no others.")],
+    *,
+    token_id: Annotated[str, typer.Option("--id", help="Name of this token among all: it is what logs show.")],
+    file: Annotated[Path, typer.Option(help="Token file to add it to, as JEST_TOKENS_FILE names it.")],
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires; none: never.")] = None,
+) -> None:
+    """Make a bearer token: its hash goes into the file, the token itself to standard output and nowhere else."""
+    from jest_server.security.tokens import add_token  # noqa: PLC0415 - needs the [scorer] extra
+
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    try:
+        secret = add_token(file, token_id, tenant, expires_at=expires_at)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(secret)
 
 
 @bench.command()

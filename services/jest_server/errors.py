@@ -3,6 +3,9 @@
 JestServerError
 ├── InvalidField          a value in the request is wrong           INVALID_ARGUMENT    400
 │   └── TooLarge          a declared size is over a limit            INVALID_ARGUMENT    413
+├── Unauthenticated       no token that is valid here                UNAUTHENTICATED     401
+│   ├── TokenMissing      none at all                                UNAUTHENTICATED     401
+│   └── TokenExpired      one that was valid once                    UNAUTHENTICATED     401
 ├── ChecksumMismatch      bytes changed on the way                   DATA_LOSS           400
 ├── JobUnknown            no such job                                NOT_FOUND           404
 ├── SuperBatchUnknown     never submitted, or long forgotten         NOT_FOUND           404
@@ -57,6 +60,26 @@ class TooLarge(InvalidField):
 
     http_status = 413
     reason = "TOO_LARGE"
+
+
+class Unauthenticated(JestServerError):
+    """Whoever calls showed no token that is valid here."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    http_status = 401
+    reason = "TOKEN_INVALID"
+
+
+class TokenMissing(Unauthenticated):
+    """A token is asked for, and there was none."""
+
+    reason = "TOKEN_MISSING"
+
+
+class TokenExpired(Unauthenticated):
+    """The token was valid once."""
+
+    reason = "TOKEN_EXPIRED"
 
 
 class ChecksumMismatch(JestServerError):

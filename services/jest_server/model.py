@@ -9,6 +9,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 JobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""What a client may call a job."""
+ScopedJobName = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62}~)?[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+]
+"""What the server calls it: a tenant's jobs bear the tenant's name in front."""
 SuperBatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 Fallback = Literal["fail", "uniform", "hard_learner"]
 
@@ -72,7 +77,7 @@ class PolicySpec(Record):
 class JobSpec(Record):
     """All that a client decides about a job."""
 
-    name: JobName
+    name: ScopedJobName
     reference_model: str = Field(default="", max_length=256)
     """Empty: none; only where the policy needs none."""
     policy: PolicySpec

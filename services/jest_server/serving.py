@@ -21,6 +21,9 @@ from grpc_reflection.v1alpha import reflection
 
 from jest_server import errors
 from jest_server.logs import get_logger
+from jest_server.security import tenants
+from jest_server.security.tokens import Tokens
+from jest_server.security.transport import require_safe, server_credentials, tls_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -37,12 +40,12 @@ _log = get_logger()
 
 def status_of(error: errors.JestServerError) -> status_pb2.Status:
     """Renders an error as google.rpc.Status with ErrorInfo and, where they apply, BadRequest and RetryInfo."""
-    status = status_pb2.Status(code=getattr(code_pb2, error.code.name), message=error.message)
-    details: list[Any] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
-    ]
+    message = tenants.in_their_words(error.message)
+    status = status_pb2.Status(code=getattr(code_pb2, error.code.name), message=message)
+    metadata = {key: tenants.in_their_words(value) for key, value in error.metadata.items()}
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)]
     if isinstance(error, errors.InvalidField):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field_name, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field_name, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
@@ -54,10 +57,11 @@ def status_of(error: errors.JestServerError) -> status_pb2.Status:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a use case raises into the call's status, and counts every call."""
+    """Lets in who may call, turns what a use case raises into the call's status, and counts every call."""
 
-    def __init__(self, metrics: RpcMetrics) -> None:
+    def __init__(self, metrics: RpcMetrics, tokens: Tokens | None = None) -> None:
         self._metrics = metrics
+        self._tokens = tokens
 
     async def intercept_service(
         self,
@@ -82,6 +86,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             try:
+                if self._tokens is not None:
+                    tenants.enter(self._tokens.tenant_of(_authorization(context)))
                 return await behaviour(request, context)
             except errors.JestServerError as error:
                 code = error.code
@@ -100,20 +106,42 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
 
+def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return None
+
+
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.JestServerError) -> None:
-    details = ((_DETAILS_KEY, status_of(error).SerializeToString()),)
-    await context.abort(error.code, error.message, trailing_metadata=details)
+    status = status_of(error)
+    details = ((_DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(error.code, status.message, trailing_metadata=details)
 
 
 class GrpcServer:
-    """A gRPC server with health and reflection, not serving before ``ready`` is called."""
+    """A gRPC server with health and reflection, not serving before ``ready`` is called.
+
+    Health and reflection ask for no token: they tell what the published contract tells, and whether it works now.
+
+    Args:
+        settings: Where to listen, and what protects it.
+        metrics: Counts of calls.
+        max_message_bytes: Limit of one message.
+
+    Raises:
+        ValueError: If the settings would let strangers in, or name files that cannot be used.
+    """
 
     def __init__(self, settings: ProcessSettings, metrics: RpcMetrics, *, max_message_bytes: int = 4 << 20) -> None:
         self._settings = settings
+        self._tls = tls_files(settings)
+        require_safe(settings, self._tls)
+        tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
         self._health = health.aio.HealthServicer()
         self._services: list[str] = []
         self.server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(metrics)],
+            interceptors=[ErrorInterceptor(metrics, tokens)],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.so_reuseport", 0),
@@ -122,14 +150,22 @@ class GrpcServer:
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self._probed = grpc.aio.server() if settings.health_listen else None
 
     async def start(self, services: Sequence[str]) -> int:
         """Opens the port, says NOT_SERVING for every service, and returns the port's number."""
         self._services = ["", *services]
         await self.set_ready(ready=False)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
-        port = self.server.add_insecure_port(self._settings.listen)
+        if self._tls is None:
+            port = self.server.add_insecure_port(self._settings.listen)
+        else:
+            port = self.server.add_secure_port(self._settings.listen, server_credentials(self._tls))
         await self.server.start()
+        if self._probed is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+            self._probed.add_insecure_port(self._settings.health_listen)
+            await self._probed.start()
         return port
 
     async def set_ready(self, *, ready: bool) -> None:
@@ -143,6 +179,8 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_delay_s)
         await self.server.stop(self._settings.grace_s)
+        if self._probed is not None:
+            await self._probed.stop(0)
 
 
 def answer_first() -> None:

@@ -21,6 +21,17 @@ class ProcessSettings(BaseSettings):
     """Redis for reference embeddings. May evict."""
     listen: str = "127.0.0.1:50051"
     """Host and port of the gRPC server; port 0 takes a free one."""
+    tls_certificate: Path | None = None
+    """PEM of the gRPC server's certificate chain; none: no TLS. Read again when it changes, like the next two."""
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """PEM of who signs clients' certificates; with it, no one calls without one."""
+    tokens_file: Path | None = None
+    """Bearer tokens and their tenants; none: no call needs a token and there are no tenants."""
+    allow_insecure: bool = False
+    """Listen to other machines though there is no TLS, or nobody has to show who they are."""
+    health_listen: str = ""
+    """Host and port for health checks alone, in plain text and without tokens, for probes that speak no TLS."""
     metrics_listen: str = "127.0.0.1:9101"
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

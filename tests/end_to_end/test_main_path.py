@@ -12,6 +12,7 @@ import torch
 import jest_trainer
 from end_to_end.learner import TinyLearner, super_batches
 from jest_core import Embeddings, SelectionPolicy, select_sub_batch, selection_seed
+from support.polling import wait_until
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
 
@@ -31,13 +32,6 @@ def selected(job, learner, batches, **options):
         embed=learner.embed,
         **options,
     )
-
-
-def wait_until(holds, *, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_training_loop_gets_its_own_batches_reduced_to_the_chosen_rows(client, unique):

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import shutil
-import subprocess
-
 import grpc
 import pytest
 from scripted_server import ScriptedServer, fail
 
 import jest_trainer as jest
 from jest_proto.v1 import jobs_pb2
+from support.certificates import make_authority, needs_openssl, sign
 
 POLICY = jest.SelectionPolicy(filter_ratio=0.8)
 
@@ -205,20 +203,13 @@ def test_what_a_job_cannot_be_made_of_is_named_before_anything_is_sent(server, c
     assert server.seen == []
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+@needs_openssl
 def test_a_server_with_tls_is_spoken_to_through_tls(tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    request = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
-        "-subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    )
-    subprocess.run(
-        [*request.split(), "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-    )
-    server = ScriptedServer(credentials=grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())]))
-    roots = grpc.ssl_channel_credentials(certificate.read_bytes())
+    authority = make_authority(tmp_path)
+    pair = sign(authority, tmp_path, "server")
+    own = grpc.ssl_server_credentials([(pair.key.read_bytes(), pair.certificate.read_bytes())])
+    server = ScriptedServer(credentials=own)
+    roots = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
     with jest.Client(f"localhost:{server.port}", credentials=roots, token="t", deadline_s=5) as client:
         assert client.server_info().version == "1.2.3"
     assert server.seen[0].metadata["authorization"] == "Bearer t"

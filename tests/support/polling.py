@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 
 async def wait_for(condition, timeout_s=10.0):
@@ -11,3 +12,11 @@ async def wait_for(condition, timeout_s=10.0):
         while not (found := await condition()):
             await asyncio.sleep(0.01)
     return found
+
+
+def wait_until(holds, *, timeout_s=30):
+    """Polls a condition until it holds."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -14,6 +14,7 @@ from jest_server import __version__
 from jest_server.errors import InvalidField
 from jest_server.logs import bound
 from jest_server.model import JobName, PolicySpec, SuperBatchId
+from jest_server.security import tenants
 from jest_server.selector import wire
 from jest_server.selector.learner_header import EMBEDDINGS, LEARNER_DATATYPES, check_header, digest_of
 from jest_server.selector.receiving import LearnerReceiver, receive_tensors
@@ -48,25 +49,28 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         self._jobs = jobs
 
     async def CreateJob(self, request: jobs_pb2.CreateJobRequest, context: Context) -> jobs_pb2.CreateJobResponse:
-        job, reference, created = await self._jobs.create(wire.job_spec_from_wire(request.spec))
+        name = tenants.scoped(_checked(_JOB_NAME, request.spec.name, "spec.name"))
+        spec = wire.job_spec_from_wire(request.spec).model_copy(update={"name": name})
+        job, reference, created = await self._jobs.create(spec)
         _, counters = await self._jobs.state(job)
         return jobs_pb2.CreateJobResponse(job=wire.job_to_wire(job, reference, counters), created=created)
 
     async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Context) -> jobs_pb2.GetJobResponse:
-        job = await self._jobs.get(_checked(_JOB_NAME, request.name, "name"))
+        job = await self._jobs.get(tenants.scoped(_checked(_JOB_NAME, request.name, "name")))
         return jobs_pb2.GetJobResponse(job=wire.job_to_wire(job, *await self._jobs.state(job)))
 
     async def ListJobs(self, request: jobs_pb2.ListJobsRequest, context: Context) -> jobs_pb2.ListJobsResponse:
         size = request.page_size if request.HasField("page_size") else _DEFAULT_PAGE
         if not 1 <= size <= _LARGEST_PAGE:
             raise InvalidField(f"page_size is {size}, expected 1 to {_LARGEST_PAGE}", field_name="page_size")
-        jobs = await self._jobs.list(after=request.page_token, limit=size + 1)
-        token = jobs[size - 1].spec.name if len(jobs) > size else ""
+        found = await self._jobs.list(after=tenants.scoped(request.page_token), limit=size + 1)
+        jobs = [job for job in found if job.spec.name.startswith(tenants.prefix())]
+        token = tenants.unscoped(jobs[size - 1].spec.name) if len(jobs) > size else ""
         page = [wire.job_to_wire(job, *await self._jobs.state(job)) for job in jobs[:size]]
         return jobs_pb2.ListJobsResponse(jobs=page, next_page_token=token)
 
     async def DeleteJob(self, request: jobs_pb2.DeleteJobRequest, context: Context) -> jobs_pb2.DeleteJobResponse:
-        name = _checked(_JOB_NAME, request.name, "name")
+        name = tenants.scoped(_checked(_JOB_NAME, request.name, "name"))
         return jobs_pb2.DeleteJobResponse(deleted=await self._jobs.delete(name))
 
 
@@ -208,7 +212,7 @@ async def _header(messages: AsyncIterator[Any]) -> Any:
 
 
 def _ids(message: Any) -> tuple[str, str]:
-    job = _checked(_JOB_NAME, message.job, "job")
+    job = tenants.scoped(_checked(_JOB_NAME, message.job, "job"))
     return job, _checked(_SUPER_BATCH_ID, message.super_batch_id, "super_batch_id")
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from jest_proto.v1 import jobs_pb2 as pb
 from jest_server.errors import InvalidField
 from jest_server.model import JobSpec, PolicySpec, ScheduleSpec
+from jest_server.security import tenants
 from jest_server.selector.jobs import schedule_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def job_to_wire(job: Job, reference: ReferenceInfo | None, counters: Counters) -
     spec = job.spec
     return pb.Job(
         spec=pb.JobSpec(
-            name=spec.name,
+            name=tenants.unscoped(spec.name),
             reference_model=spec.reference_model,
             policy=_policy_to_wire(spec.policy),
             world_size=spec.world_size,
