@@ -12,6 +12,7 @@ JestServerError
 ├── Conflict              the same id with other content             ALREADY_EXISTS      409
 │   └── JobConflict       the name is taken by another job spec      ALREADY_EXISTS      409
 ├── QueueFull             a limit on what is in flight               RESOURCE_EXHAUSTED  429
+├── RateLimited           more calls in a second than allowed        RESOURCE_EXHAUSTED  429
 ├── ReferenceMissing      rows without reference embeddings          FAILED_PRECONDITION 409
 ├── ReferenceUnavailable  no scorer serves the reference model       FAILED_PRECONDITION 503
 ├── ReferenceTimeout      embeddings late, fallback is "fail"        UNAVAILABLE         503
@@ -126,6 +127,14 @@ class QueueFull(JestServerError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     http_status = 429
     reason = "QUEUE_FULL"
+
+
+class RateLimited(JestServerError):
+    """More calls than the tenant may make in a second; come back after ``retry_after_s``."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    reason = "RATE_LIMITED"
 
 
 class ReferenceMissing(JestServerError):

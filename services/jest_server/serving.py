@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -22,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from jest_server import errors
 from jest_server.logs import get_logger
 from jest_server.security import tenants
+from jest_server.security.rate import RateLimit
 from jest_server.security.tokens import Tokens
 from jest_server.security.transport import require_safe, server_credentials, tls_files
 
@@ -59,9 +61,10 @@ def status_of(error: errors.JestServerError) -> status_pb2.Status:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Lets in who may call, turns what a use case raises into the call's status, and counts every call."""
 
-    def __init__(self, metrics: RpcMetrics, tokens: Tokens | None = None) -> None:
+    def __init__(self, metrics: RpcMetrics, tokens: Tokens | None = None, rate: RateLimit | None = None) -> None:
         self._metrics = metrics
         self._tokens = tokens
+        self._rate = rate
 
     async def intercept_service(
         self,
@@ -74,7 +77,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler.response_streaming or not method.startswith("/jest."):
             return handler
         serializers = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _reading(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.request_streaming:
@@ -88,7 +91,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             try:
                 if self._tokens is not None:
                     tenants.enter(self._tokens.tenant_of(_authorization(context)))
-                return await behaviour(request, context)
+                if self._rate is not None:
+                    self._rate.take(tenants.current(), now_s=time.monotonic())
+                return await behaviour(_readable(request), context)
             except errors.JestServerError as error:
                 code = error.code
                 _log.info("call refused", method=method, reason=error.reason, message=error.message)
@@ -104,6 +109,38 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 self._metrics.duration.labels(method, code.name).observe(time.perf_counter() - started)
 
         return guarded
+
+
+class _Unreadable:
+    """Stands for a message that was none; gRPC itself would answer it with nothing but "INTERNAL"."""
+
+
+def _reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if deserialize is None:
+        return None
+
+    def read(message: bytes) -> Any:
+        try:
+            return deserialize(message)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+def _readable(request: Any) -> Any:
+    """Passes on a request or a stream of them, and refuses what could not be read."""
+    if isinstance(request, _Unreadable):
+        raise errors.InvalidField(
+            "the message cannot be read: it is damaged, nested too deeply, or none of this contract's messages",
+            field_name="message",
+        )
+    return _all_readable(request) if hasattr(request, "__aiter__") else request
+
+
+async def _all_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _readable(request)
 
 
 def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
@@ -138,10 +175,11 @@ class GrpcServer:
         self._tls = tls_files(settings)
         require_safe(settings, self._tls)
         tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
+        rate = RateLimit(settings.max_calls_per_s) if settings.max_calls_per_s else None
         self._health = health.aio.HealthServicer()
         self._services: list[str] = []
         self.server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(metrics, tokens)],
+            interceptors=[ErrorInterceptor(metrics, tokens, rate)],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.so_reuseport", 0),

@@ -28,6 +28,8 @@ class ProcessSettings(BaseSettings):
     """PEM of who signs clients' certificates; with it, no one calls without one."""
     tokens_file: Path | None = None
     """Bearer tokens and their tenants; none: no call needs a token and there are no tenants."""
+    max_calls_per_s: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Calls that each tenant may make in a second, on average, of this process; 0: as many as it likes."""
     allow_insecure: bool = False
     """Listen to other machines though there is no TLS, or nobody has to show who they are."""
     health_listen: str = ""

@@ -224,3 +224,32 @@ def test_features_that_the_reference_model_does_not_take_are_refused(speaker):
     for field, arrays in bad.items():
         refusal = refused(speaker.upload, job.spec.name, "sb", list(range(16)), arrays)
         assert (refusal.code, refusal.fields) == (INVALID, [field])
+
+
+NOT_PROTOBUF = b"\xff\xff\xff"
+NESTED = b"\x0b" * 100_000  # a group within a group within a group
+OVERSIZED = b"\x0a" + b"\xff\xff\xff\x7f"  # a field of 268 million bytes that does not come
+
+
+@pytest.mark.parametrize("message", [NOT_PROTOBUF, NESTED, OVERSIZED], ids=["not protobuf", "nested", "cut short"])
+@pytest.mark.parametrize("method", ["JobService/CreateJob", "SelectionService/SubmitSuperBatch"])
+def test_bytes_that_are_no_message_are_refused(speaker, method, message):
+    call = speaker.channel.unary_unary(f"/jest.v1.{method}")
+    refusal = refused(call, message, timeout=TIMEOUT_S)
+    assert (refusal.code, refusal.reason, refusal.fields) == (INVALID, "INVALID_FIELD", ["message"])
+
+
+@pytest.mark.parametrize("message", [NOT_PROTOBUF, NESTED, OVERSIZED], ids=["not protobuf", "nested", "cut short"])
+@pytest.mark.parametrize("method", ["UploadExamples", "SelectSubBatch"])
+def test_bytes_that_are_no_message_end_a_stream(speaker, method, message):
+    call = speaker.channel.stream_unary(f"/jest.v1.SelectionService/{method}")
+    refusal = refused(call, iter([message]), timeout=TIMEOUT_S)
+    assert (refusal.code, refusal.reason, refusal.fields) == (INVALID, "INVALID_FIELD", ["message"])
+
+
+def test_a_message_over_the_limit_is_not_even_taken_in(speaker):
+    info = speaker.selection.GetServerInfo(selection_pb2.GetServerInfoRequest(), timeout=TIMEOUT_S)
+    call = speaker.channel.unary_unary("/jest.v1.SelectionService/SubmitSuperBatch")
+    refusal = refused(call, bytes(info.max_message_bytes + 1), timeout=TIMEOUT_S)
+    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(info.max_message_bytes) in refusal.message

@@ -1,0 +1,108 @@
+import asyncio
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+import jest_trainer as jest
+from conformance.speaker import refusal_of
+from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc
+from jest_server import serving
+from jest_server.adapters.memory_store import MemorySuperBatchStore
+from jest_server.errors import RateLimited
+from jest_server.metrics import SelectorMetrics
+from jest_server.security import rate
+from jest_server.security.rate import BURST_S, RateLimit
+from jest_server.selector.jobs import Jobs
+from jest_server.selector.service import JobServicer
+from jest_server.settings import ProcessSettings
+
+
+def allowed(limit, now_s, tenant="vision"):
+    try:
+        limit.take(tenant, now_s=now_s)
+    except RateLimited:
+        return False
+    return True
+
+
+@given(
+    calls_per_s=st.floats(0.05, 1000),
+    pauses=st.lists(st.floats(0, 3), min_size=1, max_size=300),
+)
+def test_in_no_stretch_of_time_are_there_more_calls_than_the_rate_and_one_burst(calls_per_s, pauses):
+    limit, now, times = RateLimit(calls_per_s), 100.0, []
+    for pause in pauses:
+        now += pause
+        if allowed(limit, now):
+            times.append(now)
+    burst = max(BURST_S * calls_per_s, 1)
+    for first, start in enumerate(times):
+        for last, end in enumerate(times[first:], first):
+            assert last - first + 1 <= burst + (end - start) * calls_per_s + 1e-6
+
+
+@given(calls_per_s=st.floats(0.05, 1000), seed=st.floats(0, 1e6))
+def test_who_comes_back_when_told_is_served(calls_per_s, seed):
+    limit, now = RateLimit(calls_per_s), seed
+    while allowed(limit, now):
+        pass
+    with pytest.raises(RateLimited) as caught:
+        limit.take("vision", now_s=now)
+    assert 0 < caught.value.retry_after_s <= 1 / calls_per_s + 1e-6
+    assert allowed(limit, now + caught.value.retry_after_s + 1e-6)
+
+
+def test_one_tenants_calls_cost_another_nothing():
+    limit = RateLimit(1)
+    while allowed(limit, 0.0):
+        pass
+    assert allowed(limit, 0.0, "speech")
+
+
+def test_tenants_that_went_away_are_forgotten(monkeypatch):
+    monkeypatch.setattr(rate, "_SWEEP_AT", 10)
+    limit = RateLimit(1)
+    for number in range(1000):
+        assert allowed(limit, 10.0 * number, f"tenant-{number}")
+    assert len(limit._paid_until_s) <= 11
+
+
+@pytest.fixture
+async def address():
+    """A real server that lets each tenant make two calls a second, four at once."""
+    settings = ProcessSettings(listen="127.0.0.1:0", max_calls_per_s=2, drain_delay_s=0, grace_s=1)
+    server = serving.GrpcServer(settings, SelectorMetrics(CollectorRegistry()).rpc)
+    jobs = Jobs(MemorySuperBatchStore(), max_world_size=8)
+    jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs), server.server)
+    yield f"127.0.0.1:{await server.start(())}"
+    await server.drain()
+
+
+async def call_without_end(stub):
+    while True:
+        await stub.ListJobs(jobs_pb2.ListJobsRequest(), timeout=5)
+
+
+async def test_a_caller_beyond_the_rate_is_told_when_to_come_back(address):
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = jobs_pb2_grpc.JobServiceStub(channel)
+        for _ in range(4):
+            await stub.ListJobs(jobs_pb2.ListJobsRequest(), timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError, match=r"more than 2 calls a second") as caught:
+            await call_without_end(stub)
+    refusal = refusal_of(caught.value)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert 0 < refusal.retry_after_s <= 0.5
+
+
+async def test_the_sdk_waits_its_turn_within_its_deadline(address):
+    policy = jest.SelectionPolicy(scoring="uniform", filter_ratio=0.5)
+
+    def make_jobs():
+        with jest.Client(address, deadline_s=20) as client:
+            return [client.create_job(f"job-{number}", policy=policy).name for number in range(7)]
+
+    assert len(await asyncio.to_thread(make_jobs)) == 7
