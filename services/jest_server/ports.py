@@ -161,13 +161,15 @@ class SuperBatchStore(Protocol):
 class EmbeddingCache(Protocol):
     """Reference embeddings by example key. May forget anything at any moment; never returns anything half.
 
-    A value is ``[2, D]`` f16 bytes, image before text. The key space is model name, version and preprocessing id.
+    A value is ``[2, D]`` f16 bytes, image before text. The key space is model name, version and preprocessing id, and
+    the precision in which a cache keeps values.
     """
 
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """Returns one value or None for each key, in order; a value of a wrong length counts as absent."""
 
-    async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> None: ...
+    async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Keeps values, each of the right length, and returns them as ``get`` will give them, rounded."""
 
     async def ping(self) -> None:
         """Raises ``StoreUnavailable`` unless the cache answers."""

@@ -19,6 +19,8 @@ class ProcessSettings(BaseSettings):
     """Redis for jobs, queue and decisions. Must not evict."""
     cache_url: str = Field(default="redis://127.0.0.1:6379/1", repr=False)
     """Redis for reference embeddings. May evict."""
+    cache_precision: Literal["float16", "int8"] = "float16"
+    """How the cache holds reference embeddings; int8 takes half the memory. The same for selectors and scorers."""
     listen: str = "127.0.0.1:50051"
     """Host and port of the gRPC server; port 0 takes a free one."""
     tls_certificate: Path | None = None

@@ -34,7 +34,7 @@ class Scoring:
     reference: ReferenceInfo
 
     async def score(self, shard: Shard) -> ShardResult:
-        """Returns the embeddings of all the shard's keys, rounded to f16 as the cache holds them.
+        """Returns the embeddings of all the shard's keys, rounded as the cache holds them.
 
         Cached and fresh embeddings are the same bytes, so a selection does not depend on which of the two it got.
 
@@ -56,8 +56,7 @@ class Scoring:
         lacking = [key for key in keys if found[key] is None]
         if lacking:
             fresh = await self._infer(shard, lacking, [first_rows[key] for key in lacking])
-            await self.cache.put(self.reference, fresh)
-            found |= fresh
+            found |= await self.cache.put(self.reference, fresh)
         return ShardResult(
             keys=tuple(keys), embeddings=b"".join(found[key] or b"" for key in keys), inferred=len(lacking)
         )

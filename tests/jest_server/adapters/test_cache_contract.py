@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+import numpy as np
 import pytest
 from redis.asyncio import Redis
 
@@ -26,10 +27,25 @@ def cache_url(request, tmp_path_factory):
 
 
 @pytest.fixture
-async def cache(cache_url):
-    cache = MemoryEmbeddingCache() if cache_url is None else RedisEmbeddingCache.from_url(cache_url)
-    yield cache
-    await cache.close()
+async def make_cache(cache_url):
+    """Makes caches that share what they hold, where a server holds it."""
+    caches = []
+
+    def make(**options):
+        if cache_url is None:
+            caches.append(MemoryEmbeddingCache(**options))
+        else:
+            caches.append(RedisEmbeddingCache.from_url(cache_url, **options))
+        return caches[-1]
+
+    yield make
+    for cache in caches:
+        await cache.close()
+
+
+@pytest.fixture
+def cache(make_cache):
+    return make_cache()
 
 
 def reference(**fields):
@@ -59,6 +75,27 @@ async def test_a_value_of_another_width_counts_as_absent(cache):
     info = reference()
     await cache.put(info, {"a": VALUE[:-2], "b": VALUE})
     assert await cache.get(info, ["a", "b"]) == [None, VALUE]
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+async def test_what_is_put_comes_back_as_it_will_be_found(make_cache, precision):
+    """So that who has just computed an embedding uses the same bytes as who finds it."""
+    cache, info = make_cache(precision=precision), reference(embedding_width=32)
+    rows = np.random.default_rng(0).standard_normal((2500, 2, 32)).astype(np.float16)
+    values = {f"k{i}": row.tobytes() for i, row in enumerate(rows)}
+    written = await cache.put(info, values)
+    assert await cache.get(info, list(values)) == list(written.values())
+    assert (written == values) == (precision == "float16")
+    found = np.frombuffer(b"".join(written.values()), np.float16).reshape(rows.shape)
+    largest = np.abs(rows).max(axis=2, keepdims=True)
+    assert (np.abs(found - rows) <= largest / 127 * 0.51 + 1e-3).all()
+
+
+async def test_caches_of_another_precision_do_not_mix(make_cache):
+    exact, small = make_cache(), make_cache(precision="int8")
+    info = reference()
+    await exact.put(info, {"a": VALUE})
+    assert await small.get(info, ["a"]) == [None]
 
 
 async def test_more_keys_than_one_round_trip_holds_keep_their_order(cache):
@@ -106,6 +143,20 @@ async def test_values_live_until_evicted_or_as_long_as_asked(server, ttl_s, expe
     async with Redis.from_url(f"{server.url}/1") as redis:
         (key,) = await redis.keys("*")
         assert await redis.ttl(key) in expected
+
+
+async def test_int8_takes_half_the_space(server):
+    info = reference(embedding_width=768)
+    sizes = {}
+    for precision in ("float16", "int8"):
+        cache = RedisEmbeddingCache.from_url(f"{server.url}/1", precision=precision)
+        await cache.put(info, {precision: bytes(info.value_bytes)})
+        await cache.close()
+        async with Redis.from_url(f"{server.url}/1") as redis:
+            (key,) = await redis.keys("*")
+            sizes[precision] = await redis.strlen(key)
+            await redis.flushdb()
+    assert sizes["int8"] == pytest.approx(sizes["float16"] / 2, rel=0.01)
 
 
 async def test_a_cache_that_is_full_or_away_says_so(server):
