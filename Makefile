@@ -47,6 +47,7 @@ contract: $(READY) proto
 bench: $(READY) ## Measure the selection and the service on this machine (some 20 minutes)
 	$(BIN)/jest-server bench selection --json benchmarks/results/selection.json
 	$(BIN)/jest-server bench rpc --json benchmarks/results/rpc.json
+	$(BIN)/jest-server bench rounding --json benchmarks/results/rounding.json
 
 up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
 	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))

@@ -130,6 +130,28 @@ def rpc(
     _tell(result, benchmark.tables(result), json_file)
 
 
+@bench.command()
+def rounding(
+    *,
+    sizes: Annotated[str, typer.Option(help="Rows of the super-batches, with commas between.")] = "1024,4096,16384",
+    width: Annotated[int, typer.Option(min=1, help="Width of learner and reference embeddings.")] = 512,
+    filter_ratio: Annotated[float, typer.Option(help="Share of a super-batch that is left out.")] = 0.8,
+    seeds: Annotated[int, typer.Option(min=1, help="Super-batches of each size.")] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """Count which pairs are chosen all the same if the cache rounds the reference embeddings."""
+    from jest_server.bench import rounding as benchmark  # noqa: PLC0415 - loads torch
+
+    try:
+        options = benchmark.Options(
+            sizes=tuple(map(int, sizes.split(","))), width=width, filter_ratio=filter_ratio, seeds=seeds
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    result = benchmark.measure(options)
+    _tell(result, benchmark.tables(result), json_file)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
