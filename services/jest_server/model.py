@@ -215,6 +215,13 @@ class Claim:
     deliveries: int
 
 
+class Lease(enum.IntEnum):
+    """Who computes an embedding that is not there yet."""
+
+    OTHERS = 0
+    MINE = 1
+
+
 @dataclass(frozen=True)
 class ShardResult:
     """The reference embeddings of a shard's keys: ``[len(keys), 2, D]`` f16 bytes, image before text."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Decision,
         Job,
         JobSpec,
+        Lease,
         News,
         ReferenceInfo,
         Shard,
@@ -169,7 +170,25 @@ class EmbeddingCache(Protocol):
         """Returns one value or None for each key, in order; a value of a wrong length counts as absent."""
 
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Keeps values, each of the right length, and returns them as ``get`` will give them, rounded."""
+        """Keeps values, each of the right length, and returns them as ``get`` will give them, rounded.
+
+        Who comes first wins: a value that was there stays, and is what is returned.
+        """
+
+    async def take(
+        self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
+    ) -> list[bytes | Lease]:
+        """Returns one value for each key or, where there is none, whose it is to compute it.
+
+        Whoever has a lease puts the value, then gives the lease back, and renews it within every ``ttl_s`` seconds
+        until then; so a value costs one computation, unless its computer goes silent or the cache forgets.
+        """
+
+    async def renew(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float) -> None:
+        """Lets the owner's leases on these keys live on for ``ttl_s``; those that it lost stay lost."""
+
+    async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
+        """Ends the owner's leases on these keys, so that others need not wait."""
 
     async def ping(self) -> None:
         """Raises ``StoreUnavailable`` unless the cache answers."""

@@ -85,6 +85,8 @@ class ScorerSettings(ProcessSettings):
     microbatch: int = Field(default=64, ge=1)
     concurrent_inferences: int = Field(default=4, ge=1)
     inference_timeout_s: float = Field(default=30.0, gt=0)
+    inference_lease_s: float = Field(default=10.0, gt=0)
+    """How long other scorers wait for embeddings that a scorer went silent on, before one of them computes them."""
     reclaim_idle_s: float = Field(default=10.0, gt=0)
     """A shard that its scorer has not touched for so long is taken over."""
     max_deliveries: int = Field(default=5, ge=1)

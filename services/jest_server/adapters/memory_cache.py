@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from jest_server.batches import batched
 from jest_server.embedding_codec import CODECS, decoded
+from jest_server.model import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,32 +31,72 @@ class MemoryEmbeddingCache:
         self._codec = CODECS[precision]
         self._held_bytes = 0
         self._values: OrderedDict[Key, bytes] = OrderedDict()
+        self._leases: dict[Key, tuple[str, float]] = {}
 
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """See the port."""
         found: list[bytes | None] = []
-        for start in range(0, len(keys), _BATCH):
-            held = [self._touched(_key(reference, key)) for key in keys[start : start + _BATCH]]
+        for batch in batched(keys, _BATCH):
+            held = [self._touched(_key(reference, key)) for key in batch]
             found += decoded(self._codec, held, reference)
             await asyncio.sleep(0)  # nobody else of this event loop should wait for all of them
         return found
 
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
         """See the port."""
-        encoded = self._codec.encode(list(values.values()), reference.embedding_width)
-        for key, value in zip(values, encoded, strict=True):
-            self._held_bytes += len(value) - len(self._values.pop(_key(reference, key), b""))
-            self._values[_key(reference, key)] = value
+        width = reference.embedding_width
+        kept = []
+        for key, value in zip(values, self._codec.encode(list(values.values()), width), strict=True):
+            held = self._values.pop(_key(reference, key), b"")
+            kept.append(held if len(held) == len(value) else value)
+            self._values[_key(reference, key)] = kept[-1]
+            self._held_bytes += len(kept[-1]) - len(held)
         while self._held_bytes > self._max_bytes:
             _, evicted = self._values.popitem(last=False)
             self._held_bytes -= len(evicted)
-        return dict(zip(values, self._codec.decode(encoded, reference.embedding_width), strict=True))
+        return dict(zip(values, self._codec.decode(kept, width), strict=True))
+
+    async def take(
+        self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
+    ) -> list[bytes | Lease]:
+        """See the port."""
+        taken: list[bytes | Lease] = []
+        for batch in batched(keys, _BATCH):
+            names = [_key(reference, key) for key in batch]
+            found = decoded(self._codec, [self._touched(name) for name in names], reference)
+            taken += [
+                self._leased(name, owner, ttl_s) if value is None else value
+                for name, value in zip(names, found, strict=True)
+            ]
+            await asyncio.sleep(0)
+        return taken
+
+    async def renew(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float) -> None:
+        """See the port."""
+        for name in self._held(reference, keys, owner):
+            self._leases[name] = owner, time.monotonic() + ttl_s
+
+    async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
+        """See the port."""
+        for name in self._held(reference, keys, owner):
+            del self._leases[name]
 
     async def ping(self) -> None:
         """See the port."""
 
     async def close(self) -> None:
         """See the port."""
+
+    def _leased(self, name: Key, owner: str, ttl_s: float) -> Lease:
+        holder, until = self._leases.get(name, (owner, 0.0))
+        if holder != owner and until > time.monotonic():
+            return Lease.OTHERS
+        self._leases[name] = owner, time.monotonic() + ttl_s
+        return Lease.MINE
+
+    def _held(self, reference: ReferenceInfo, keys: Sequence[str], owner: str) -> list[Key]:
+        names = [_key(reference, key) for key in keys]
+        return [name for name in names if self._leases.get(name, ("", 0.0))[0] == owner]
 
     def _touched(self, key: Key) -> bytes | None:
         value = self._values.get(key)

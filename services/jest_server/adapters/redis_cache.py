@@ -2,7 +2,8 @@
 
 Key `jest:e:SPACE:EXAMPLE`, both parts BLAKE2b digests: of model name, version, preprocessing id and, unless it is
 float16, precision (8 bytes), and of the example key (16 bytes). Value: see ``embedding_codec``. Lives until evicted,
-or for ``ttl_s``.
+or for ``ttl_s``. Key `jest:l:SPACE:EXAMPLE`: who computes this value at the moment. Lives until given back, some
+seconds at most unless renewed.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from jest_server.adapters.redis_connection import answering, connect, milliseconds, run
+from jest_server.adapters.redis_connection import answering, connect, milliseconds, run, script
+from jest_server.batches import batched
 from jest_server.embedding_codec import CODECS, decoded
+from jest_server.model import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +34,9 @@ class RedisEmbeddingCache:
         self._client = client
         self._codec = CODECS[precision]
         self._ttl_ms = None if ttl_s is None else milliseconds(ttl_s)
+        self._take = script(client, "take")
+        self._renew = script(client, "renew")
+        self._give_back = script(client, "give_back")
 
     @classmethod
     def from_url(cls, url: str, *, ttl_s: float | None = None, precision: Precision = "float16") -> RedisEmbeddingCache:
@@ -41,8 +47,8 @@ class RedisEmbeddingCache:
         """See the port."""
         space = self._space(reference)
         values: list[bytes | None] = []
-        for start in range(0, len(keys), _BATCH):
-            names = [_key(space, key) for key in keys[start : start + _BATCH]]
+        for batch in batched(keys, _BATCH):
+            names = [_key(space, key) for key in batch]
             async with answering("cache"):
                 held: list[Any] = await self._client.mget(names)
             values += decoded(self._codec, held, reference)
@@ -50,18 +56,47 @@ class RedisEmbeddingCache:
 
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
         """See the port."""
+        space, width = self._space(reference), reference.embedding_width
+        size = self._codec.value_bytes(width)
+        kept: dict[str, bytes] = {}
+        for batch in batched(values, _BATCH):
+            encoded = dict(zip(batch, self._codec.encode([values[key] for key in batch], width), strict=True))
+            earlier = dict(zip(batch, await self._set(space, encoded, if_absent=True), strict=True))
+            whole = {key: value for key, value in earlier.items() if value is not None and len(value) == size}
+            broken = {key: encoded[key] for key, value in earlier.items() if value is not None and key not in whole}
+            if broken:
+                await self._set(space, broken, if_absent=False)
+            kept |= dict(zip(batch, self._codec.decode(list((encoded | whole).values()), width), strict=True))
+        return kept
+
+    async def take(
+        self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
+    ) -> list[bytes | Lease]:
+        """See the port."""
+        space, taken = self._space(reference), []
+        size = self._codec.value_bytes(reference.embedding_width)
+        for batch in batched(keys, _BATCH):
+            names = [*(_key(space, key) for key in batch), *(_lease(space, key) for key in batch)]
+            async with answering("cache"):
+                answers: list[Any] = await self._take(keys=names, args=[owner, milliseconds(ttl_s), size])
+            held = [answer if isinstance(answer, bytes) else None for answer in answers]
+            found = decoded(self._codec, held, reference)
+            taken += [Lease(a) if value is None else value for a, value in zip(answers, found, strict=True)]
+        return taken
+
+    async def renew(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float) -> None:
+        """See the port."""
         space = self._space(reference)
-        keys = list(values)
-        written: dict[str, bytes] = {}
-        for start in range(0, len(keys), _BATCH):
-            batch = keys[start : start + _BATCH]
-            encoded = self._codec.encode([values[key] for key in batch], reference.embedding_width)
-            async with answering("cache"), self._client.pipeline(transaction=False) as pipe:
-                for key, value in zip(batch, encoded, strict=True):
-                    pipe.set(_key(space, key), value, px=self._ttl_ms)
-                await run(pipe)
-            written |= dict(zip(batch, self._codec.decode(encoded, reference.embedding_width), strict=True))
-        return written
+        for batch in batched(keys, _BATCH):
+            async with answering("cache"):
+                await self._renew(keys=[_lease(space, key) for key in batch], args=[owner, milliseconds(ttl_s)])
+
+    async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
+        """See the port."""
+        space = self._space(reference)
+        for batch in batched(keys, _BATCH):
+            async with answering("cache"):
+                await self._give_back(keys=[_lease(space, key) for key in batch], args=[owner])
 
     async def ping(self) -> None:
         """See the port."""
@@ -71,6 +106,13 @@ class RedisEmbeddingCache:
     async def close(self) -> None:
         """See the port."""
         await self._client.aclose()
+
+    async def _set(self, space: str, encoded: Mapping[str, bytes], *, if_absent: bool) -> list[bytes | None]:
+        """Sets values, or only those that are not there; returns what was there before."""
+        async with answering("cache"), self._client.pipeline(transaction=False) as pipe:
+            for key, value in encoded.items():
+                pipe.set(_key(space, key), value, px=self._ttl_ms, nx=if_absent, get=True)
+            return await run(pipe)
 
     def _space(self, reference: ReferenceInfo) -> str:
         precision = () if self._codec.precision == "float16" else (self._codec.precision,)
@@ -82,4 +124,12 @@ def _space(*names: str) -> str:
 
 
 def _key(space: str, example_key: str) -> str:
-    return f"jest:e:{space}:{blake2b(example_key.encode(), digest_size=16).hexdigest()}"
+    return f"jest:e:{space}:{_digest(example_key)}"
+
+
+def _lease(space: str, example_key: str) -> str:
+    return f"jest:l:{space}:{_digest(example_key)}"
+
+
+def _digest(example_key: str) -> str:
+    return blake2b(example_key.encode(), digest_size=16).hexdigest()

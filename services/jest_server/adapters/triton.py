@@ -107,6 +107,7 @@ class TritonReferenceModel:
         self._client = triton.InferenceServerClient(settings.url, channel_args=_CHANNEL_ARGS)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._served: _Served | None = None
+        self._worked = False
 
     async def info(self) -> ReferenceInfo:
         """Reads the model's configuration from Triton; ``embed`` holds on to what this returned last.
@@ -151,11 +152,15 @@ class TritonReferenceModel:
     async def ready(self) -> bool:
         """Tells whether one neutral example can be embedded now, within ``ready_timeout_s``.
 
-        Triton's own readiness stays true when the process that runs the model has died.
+        Triton's own readiness stays true when the process that runs the model has died. What was embedded since the
+        last call is proof enough: a busy model is not asked for more.
         """
+        worked, self._worked = self._worked, False
         try:
             async with asyncio.timeout(self._settings.ready_timeout_s):
                 info = (await self._read_config()).info
+                if worked:
+                    return True
                 probe = neutral_example(info)
                 answer = np.empty((1, len(OUTPUTS), info.embedding_width), np.float32)
                 await self._repeating(partial(self._infer, info, probe, answer), on=(Outcome.BUSY,))
@@ -171,6 +176,7 @@ class TritonReferenceModel:
     async def _embed_part(self, info: ReferenceInfo, part: Arrays, into: npt.NDArray[np.float32]) -> None:
         async with self._slots:
             await self._repeating(partial(self._infer, info, part, into))
+        self._worked = True
 
     async def _infer(self, info: ReferenceInfo, part: Arrays, into: npt.NDArray[np.float32]) -> None:
         """Makes one request and writes its checked answer to ``into``, ``[n, 2, D]``."""

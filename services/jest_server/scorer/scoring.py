@@ -1,7 +1,14 @@
-"""The use case of scoring one shard: embed what the cache lacks, remember it, hand the result in."""
+"""The use case of scoring one shard: embed what the cache lacks and nobody else is embedding, remember it, hand it in.
+
+Single flight: an embedding is computed by who holds its lease in the cache. Everybody else waits for the value, or for
+the lease, if its holder went silent. Nobody waits while holding a lease, so there is always somebody who goes on.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import secrets
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +17,20 @@ import numpy.typing as npt
 
 from jest_proto.tensors import DATATYPES
 from jest_server import records
-from jest_server.model import ShardResult
+from jest_server.errors import StoreUnavailable
+from jest_server.logs import get_logger
+from jest_server.model import Lease, ShardResult
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from jest_server.model import ReferenceInfo, Shard
     from jest_server.ports import EmbeddingCache, ReferenceModel
+
+
+FIRST_PAUSE_S = 0.005
+LONGEST_PAUSE_S = 0.1
+_log = get_logger()
 
 
 class UnscorableShard(Exception):
@@ -27,20 +43,26 @@ class UnscorableShard(Exception):
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scores shards for one reference model at one version."""
+    """Scores shards for one reference model at one version.
+
+    ``lease_s`` is how long others wait for an embedding whose scorer went silent.
+    """
 
     cache: EmbeddingCache
     model: ReferenceModel
     reference: ReferenceInfo
+    lease_s: float = 10.0
 
-    async def score(self, shard: Shard) -> ShardResult:
+    async def score(self, shard: Shard, *, on_wait: Callable[[], None] = lambda: None) -> ShardResult:
         """Returns the embeddings of all the shard's keys, rounded as the cache holds them.
 
         Cached and fresh embeddings are the same bytes, so a selection does not depend on which of the two it got.
+        ``on_wait`` is called when there is nothing left to do but to wait for others, perhaps several times.
 
         Raises:
             UnscorableShard: If the shard wants another model version, or its features cannot be read.
             ReferenceModelError: If the inference failed.
+            StoreUnavailable: If the cache does not answer.
         """
         wanted = (shard.reference_model, shard.reference_version)
         served = (self.reference.name, self.reference.version)
@@ -52,14 +74,44 @@ class Scoring:
         for row, key in enumerate(shard.keys):
             first_rows.setdefault(key, row)
         keys = list(first_rows)
-        found = dict(zip(keys, await self.cache.get(self.reference, keys), strict=True))
-        lacking = [key for key in keys if found[key] is None]
-        if lacking:
-            fresh = await self._infer(shard, lacking, [first_rows[key] for key in lacking])
-            found |= await self.cache.put(self.reference, fresh)
-        return ShardResult(
-            keys=tuple(keys), embeddings=b"".join(found[key] or b"" for key in keys), inferred=len(lacking)
-        )
+        owner, inferred, pause_s = secrets.token_hex(8), 0, FIRST_PAUSE_S
+        values = await self.cache.get(self.reference, keys)
+        found = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+        while lacking := [key for key in keys if key not in found]:
+            taken = await self.cache.take(self.reference, lacking, owner=owner, ttl_s=self.lease_s)
+            found |= {key: value for key, value in zip(lacking, taken, strict=True) if isinstance(value, bytes)}
+            mine = [key for key, whose in zip(lacking, taken, strict=True) if whose is Lease.MINE]
+            if mine:
+                async with self._holding(mine, owner):
+                    fresh = await self._infer(shard, mine, [first_rows[key] for key in mine])
+                    found |= await self.cache.put(self.reference, fresh)
+                inferred += len(mine)
+            elif len(found) < len(keys):
+                on_wait()
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return ShardResult(keys=tuple(keys), embeddings=b"".join(found[key] for key in keys), inferred=inferred)
+
+    @asynccontextmanager
+    async def _holding(self, keys: list[str], owner: str) -> AsyncIterator[None]:
+        """Keeps leases alive for the length of the block, then gives them back, whatever happened."""
+        renewing = asyncio.create_task(self._renew(keys, owner))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            try:
+                await self.cache.give_back(self.reference, keys, owner=owner)
+            except StoreUnavailable as error:
+                _log.warning("leases are left to expire", count=len(keys), error=str(error))
+
+    async def _renew(self, keys: list[str], owner: str) -> None:
+        while True:
+            await asyncio.sleep(self.lease_s / 3)
+            try:
+                await self.cache.renew(self.reference, keys, owner=owner, ttl_s=self.lease_s)
+            except StoreUnavailable as error:
+                _log.warning("leases could not be renewed", count=len(keys), error=str(error))
 
     async def _infer(self, shard: Shard, keys: list[str], rows: list[int]) -> dict[str, bytes]:
         inputs = {name: array[rows] for name, array in _features(shard).items()}

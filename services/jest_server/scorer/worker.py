@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from jest_server.errors import ReferenceModelError, StoreUnavailable
@@ -16,6 +17,8 @@ from jest_server.model import DeadLetter
 from jest_server.scorer.scoring import Scoring, UnscorableShard
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jest_server.metrics import ScorerMetrics
     from jest_server.model import Claim
     from jest_server.ports import EmbeddingCache, ReferenceModel, SuperBatchStore
@@ -26,6 +29,8 @@ READY_POLL_S = 0.25
 STORE_RETRY_S = 0.5
 ANNOUNCE_LIVES = 4
 """An announcement outlives so many intervals without a successor."""
+WAITING_PER_SLOT = 8
+"""Shards in hand, for each that may be embedded at the same time: the others wait for embeddings in others' hands."""
 
 _log = get_logger()
 
@@ -49,6 +54,7 @@ class Worker:
         self._in_hand: dict[str, Claim] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.concurrent_shards)
+        self._room = asyncio.Semaphore(WAITING_PER_SLOT * settings.concurrent_shards)
         self._ready = asyncio.Event()
         self._scoring: Scoring | None = None
 
@@ -72,14 +78,14 @@ class Worker:
             return
         if self._scoring is None or self._scoring.reference != reference:
             _log.info("reference model is ready", model=reference.name, version=reference.version)
-            self._scoring = Scoring(self._cache, self._model, reference)
+            self._scoring = Scoring(self._cache, self._model, reference, self._settings.inference_lease_s)
         await self._store.announce_reference(reference, ttl_s=ANNOUNCE_LIVES * self._settings.announce_interval_s)
         self._metrics.reference_ready.set(1)
         self._ready.set()
 
     async def take_over(self) -> None:
         """Takes over shards that another scorer left behind; those that outlived too many scorers are set aside."""
-        if not self.ready or self._slots.locked():
+        if not self.ready or self._slots.locked() or self._room.locked():
             return
         claims = await self._store.reclaim(self._settings.consumer, idle_s=self._settings.reclaim_idle_s, count=1)
         for claim in claims:
@@ -88,7 +94,7 @@ class Worker:
             if claim.deliveries > self._settings.max_deliveries:
                 await self._set_aside(claim, "TOO_MANY_DELIVERIES", f"{claim.deliveries - 1} scorers did not finish it")
             else:
-                await self._slots.acquire()
+                await self._acquire()
                 self._begin(claim)
 
     async def keep_hold(self) -> None:
@@ -100,7 +106,7 @@ class Worker:
         """Claims and scores, for ever."""
         while True:
             await self._ready.wait()
-            await self._slots.acquire()
+            await self._acquire()
             claims: list[Claim] = []
             try:
                 claims = await self._store.claim(self._settings.consumer, count=1, block_s=CLAIM_BLOCK_S)
@@ -110,6 +116,7 @@ class Worker:
             finally:
                 if not claims:
                     self._slots.release()
+                    self._room.release()
             for claim in claims:
                 self._begin(claim)
 
@@ -125,8 +132,17 @@ class Worker:
             await self._store.release(self._settings.consumer, left)
             _log.info("shards given back", count=len(left))
 
+    async def _acquire(self) -> None:
+        """Waits for room for one more shard and a slot to embed it."""
+        await self._room.acquire()
+        try:
+            await self._slots.acquire()
+        except asyncio.CancelledError:
+            self._room.release()
+            raise
+
     def _begin(self, claim: Claim) -> None:
-        """Starts on a claim; the caller has acquired a slot for it."""
+        """Starts on a claim; the caller has acquired room and a slot for it."""
         self._in_hand[claim.token] = claim
         self._metrics.in_hand.set(len(self._in_hand))
         task = asyncio.create_task(self._work(claim))
@@ -135,10 +151,12 @@ class Worker:
 
     async def _work(self, claim: Claim) -> None:
         started = time.monotonic()
+        slot = ExitStack()
+        slot.callback(self._slots.release)
         with bound(job=claim.shard.job, super_batch=claim.shard.super_batch_id, shard=claim.shard.shard_id):
             try:
                 try:
-                    await self._score(claim)
+                    await self._score(claim, on_wait=slot.close)
                     self._metrics.shard_duration.observe(time.monotonic() - started)
                 except UnscorableShard as error:
                     await self._set_aside(claim, error.reason, str(error))
@@ -151,17 +169,18 @@ class Worker:
             else:
                 del self._in_hand[claim.token]
             finally:
-                self._slots.release()
+                slot.close()
+                self._room.release()
                 self._metrics.in_hand.set(len(self._in_hand))
 
-    async def _score(self, claim: Claim) -> None:
+    async def _score(self, claim: Claim, *, on_wait: Callable[[], None]) -> None:
         """Scores until it works; while the model or a store is away, that is as long as they are."""
         attempts = 0
         while True:
             await self._ready.wait()
             assert self._scoring is not None
             try:
-                result = await self._scoring.score(claim.shard)
+                result = await self._scoring.score(claim.shard, on_wait=on_wait)
                 await self._store.complete(claim, result)
             except StoreUnavailable as error:
                 _log.warning("store does not answer", error=str(error))

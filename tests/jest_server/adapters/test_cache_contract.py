@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import numpy as np
@@ -11,7 +12,7 @@ from redis.asyncio import Redis
 from jest_server.adapters.memory_cache import MemoryEmbeddingCache
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.errors import StoreUnavailable
-from jest_server.model import ReferenceInfo
+from jest_server.model import Lease, ReferenceInfo
 from support.servers import queue_kinds, queue_server_of
 
 VALUE = bytes(range(16))
@@ -112,11 +113,100 @@ async def test_keys_of_any_length_and_script_are_kept_apart(cache):
     assert await cache.get(info, list(values)) == list(values.values())
 
 
-async def test_what_is_put_again_is_what_was_put_last(cache):
+async def test_who_comes_first_wins_and_the_second_is_told(cache):
+    """So that everybody uses the same bytes, also if an example was computed twice."""
     info = reference()
     await cache.put(info, {"a": VALUE})
-    await cache.put(info, {"a": VALUE[::-1]})
-    assert await cache.get(info, ["a"]) == [VALUE[::-1]]
+    assert await cache.put(info, {"a": VALUE[::-1], "b": VALUE[::-1]}) == {"a": VALUE, "b": VALUE[::-1]}
+    assert await cache.get(info, ["a", "b"]) == [VALUE, VALUE[::-1]]
+
+
+async def test_a_value_of_a_wrong_size_is_replaced(cache):
+    info = reference()
+    await cache.put(info.model_copy(update={"embedding_width": 2}), {"a": VALUE[:8]})
+    assert await cache.put(info, {"a": VALUE}) == {"a": VALUE}
+    assert await cache.get(info, ["a"]) == [VALUE]
+
+
+MINE, OTHERS = Lease.MINE, Lease.OTHERS
+
+
+async def test_only_one_computes_what_is_not_there(cache):
+    info = reference()
+    await cache.put(info, {"c": VALUE})
+    assert await cache.take(info, ["a", "c"], owner="one", ttl_s=60) == [MINE, VALUE]
+    assert await cache.take(info, ["a", "b", "c"], owner="two", ttl_s=60) == [OTHERS, MINE, VALUE]
+
+
+async def test_taking_again_what_is_ones_own_keeps_it(cache):
+    info = reference()
+    assert await cache.take(info, ["a"], owner="one", ttl_s=60) == [MINE]
+    assert await cache.take(info, ["a"], owner="one", ttl_s=60) == [MINE]
+
+
+async def test_what_was_put_is_found_by_who_waited_for_it(cache):
+    info = reference()
+    await cache.take(info, ["a"], owner="one", ttl_s=60)
+    await cache.put(info, {"a": VALUE})
+    assert await cache.take(info, ["a"], owner="two", ttl_s=60) == [VALUE]
+
+
+async def test_what_is_given_back_is_free_at_once(cache):
+    info = reference()
+    await cache.take(info, ["a", "b"], owner="one", ttl_s=60)
+    await cache.give_back(info, ["a"], owner="one")
+    assert await cache.take(info, ["a", "b"], owner="two", ttl_s=60) == [MINE, OTHERS]
+
+
+async def test_nobody_gives_back_or_renews_what_is_not_theirs(cache):
+    info = reference()
+    await cache.take(info, ["a"], owner="one", ttl_s=60)
+    await cache.give_back(info, ["a", "b"], owner="two")
+    await cache.renew(info, ["b"], owner="two", ttl_s=60)
+    assert await cache.take(info, ["a", "b"], owner="three", ttl_s=60) == [OTHERS, MINE]
+
+
+async def test_a_lease_ends_unless_it_is_renewed(cache):
+    info = reference()
+    await cache.take(info, ["a", "b"], owner="one", ttl_s=1.0)
+    await cache.renew(info, ["a"], owner="one", ttl_s=60)
+    await asyncio.sleep(1.2)
+    assert await cache.take(info, ["a", "b"], owner="two", ttl_s=60) == [OTHERS, MINE]
+
+
+@pytest.mark.parametrize("other", [{"name": "other"}, {"version": "2"}, {"preprocessing_id": "q"}])
+async def test_leases_of_another_space_are_others(cache, other):
+    info = reference()
+    await cache.take(info, ["a"], owner="one", ttl_s=60)
+    assert await cache.take(info.model_copy(update=other), ["a"], owner="two", ttl_s=60) == [MINE]
+
+
+async def test_more_keys_than_one_round_trip_holds_are_leased_in_order(cache):
+    info = reference()
+    values = {f"k{i}": i.to_bytes(16, "big") for i in range(2500)}
+    await cache.put(info, {key: value for key, value in values.items() if key.endswith("7")})
+    expected = [value if key.endswith("7") else MINE for key, value in values.items()]
+    assert await cache.take(info, list(values), owner="one", ttl_s=60) == expected
+
+
+async def test_any_number_of_takers_at_once_compute_each_value_once(make_cache):
+    info, keys = reference(), [f"k{i}" for i in range(50)]
+    shared = make_cache()
+    computed = []
+
+    async def taker(name):
+        rest = list(keys)
+        while rest:
+            taken = await shared.take(info, rest, owner=name, ttl_s=60)
+            mine = [key for key, whose in zip(rest, taken, strict=True) if whose is MINE]
+            rest = [key for key, whose in zip(rest, taken, strict=True) if whose is OTHERS]
+            await asyncio.sleep(0)
+            computed.extend(mine)
+            await shared.put(info, dict.fromkeys(mine, VALUE))
+            await shared.give_back(info, mine, owner=name)
+
+    await asyncio.gather(*(taker(f"taker-{i}") for i in range(8)))
+    assert sorted(computed) == sorted(keys)
 
 
 @pytest.fixture(params=queue_kinds())
@@ -166,7 +256,14 @@ async def test_a_cache_that_is_full_or_away_says_so(server):
     with pytest.raises(StoreUnavailable, match=r"the cache does not answer: OutOfMemoryError$"):
         await cache.put(info, {"a": VALUE})
     server.stop()
-    for call in (cache.ping(), cache.get(info, ["a"]), cache.put(info, {"a": VALUE})):
+    for call in (
+        cache.ping(),
+        cache.get(info, ["a"]),
+        cache.put(info, {"a": VALUE}),
+        cache.take(info, ["a"], owner="one", ttl_s=1),
+        cache.renew(info, ["a"], owner="one", ttl_s=1),
+        cache.give_back(info, ["a"], owner="one"),
+    ):
         with pytest.raises(StoreUnavailable, match="the cache does not answer"):
             await call
     await cache.close()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jest_server.errors import ReferenceModelError
+from jest_server.model import Lease
 
 WIDTH = 4
 
@@ -32,6 +33,73 @@ async def test_equal_keys_in_one_shard_are_computed_once(bench):
         result = await bench.scored(await bench.queue(["a", "b", "a"], values=[1, 2, 1]))
     assert result.keys == ("a", "b")
     assert bench.model.embedded == [1, 2]
+
+
+async def test_workers_that_want_the_same_at_the_same_moment_compute_it_once(bench):
+    bench.model.gate.clear()
+    async with bench.working(), bench.working() as second:
+        ids = [await bench.queue(["a", "b", f"own-{i}"], values=[1, 2, 10 + i]) for i in range(12)]
+        await until_true(lambda: len(second._in_hand) == 2)
+        bench.model.gate.set()
+        results = [await bench.scored(super_batch_id) for super_batch_id in ids]
+    assert sorted(bench.model.embedded) == [1, 2, *range(10, 22)]
+    assert sum(result.inferred for result in results) == 14
+    size = 2 * 2 * WIDTH
+    assert len({result.embeddings[: 2 * size] for result in results}) == 1
+
+
+async def test_shards_that_wait_for_others_keep_no_slot(bench):
+    """One slot: were it kept by the shard that waits, nobody would score the third one."""
+    info = await bench.model.info()
+    await bench.cache.take(info, ["a"], owner="elsewhere", ttl_s=60)
+    async with bench.working(concurrent_shards=1):
+        waiting = await bench.queue(["a", "b"], values=[1, 2])
+        await bench.scored(await bench.queue(["c"], values=[3]))
+        assert await bench.store.get_results(bench.job, waiting) == []
+        assert sorted(bench.model.embedded) == [2, 3]
+        await bench.cache.put(info, {"a": bytes(info.value_bytes)})
+        assert (await bench.scored(waiting)).inferred == 1
+
+
+async def test_a_worker_holds_a_limited_number_of_waiting_shards(bench):
+    info = await bench.model.info()
+    await bench.cache.take(info, ["a"], owner="elsewhere", ttl_s=60)
+    async with bench.working(concurrent_shards=1) as worker:
+        for _ in range(12):
+            await bench.queue(["a"])
+        await until_true(lambda: len(worker._in_hand) == 8)
+        await asyncio.sleep(0.3)
+        assert len(worker._in_hand) == 8
+        await bench.cache.give_back(info, ["a"], owner="elsewhere")
+        await until_true(lambda: not worker._in_hand)
+    assert bench.model.embedded == [0]
+
+
+async def test_what_a_dead_scorer_had_begun_is_computed_by_who_waits(bench):
+    info = await bench.model.info()
+    await bench.cache.take(info, ["a"], owner="dies", ttl_s=0.5)
+    async with bench.working():
+        assert (await bench.scored(await bench.queue(["a"]))).inferred == 1
+
+
+async def test_a_slow_inference_keeps_its_leases(bench):
+    bench.model.gate.clear()
+    info = await bench.model.info()
+    async with bench.working(inference_lease_s=0.5) as worker:
+        super_batch_id = await bench.queue(["a"])
+        await until_true(lambda: worker._in_hand)
+        await asyncio.sleep(1.5)
+        assert await bench.cache.take(info, ["a"], owner="greedy", ttl_s=1) == [Lease.OTHERS]
+        bench.model.gate.set()
+        await bench.scored(super_batch_id)
+    assert await bench.cache.take(info, ["b"], owner="greedy", ttl_s=1) == [Lease.MINE]
+
+
+async def test_an_inference_that_fails_leaves_its_examples_to_others(bench):
+    bench.model.errors = [ReferenceModelError("bad pixels", retryable=False)]
+    async with bench.working(inference_lease_s=60):
+        await bench.dead(await bench.queue(["a"]))
+        await bench.scored(await bench.queue(["a"]))
 
 
 async def test_a_model_that_goes_away_costs_no_shard(bench):
