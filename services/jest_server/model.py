@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 JobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """What a client may call a job."""
@@ -87,6 +90,8 @@ class JobSpec(Record):
     reference_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     max_in_flight: int = Field(default=64, ge=1, le=100_000)
     super_batch_ttl_s: float = Field(default=600.0, ge=1, le=7 * 86400)
+    weight: float = Field(default=1.0, ge=0.001, le=1000)
+    """Share of the scorers, relative to other jobs', while they all wait."""
 
 
 class Job(Record):
@@ -173,7 +178,9 @@ class SubmitStatus(enum.Enum):
     ACCEPTED = "accepted"
     REPEATED = "repeated"
     CONFLICT = "conflict"
-    QUEUE_FULL = "queue_full"
+    JOB_FULL = "job"
+    TENANT_FULL = "tenant"
+    SERVER_FULL = "server"
     DECIDED = "decided"
     DEAD = "dead"
 
@@ -185,6 +192,26 @@ class UploadStatus(enum.Enum):
     REPEATED = "repeated"
     GONE = "gone"
     """The super-batch is not in flight any more."""
+    JOB_FULL = "job"
+    TENANT_FULL = "tenant"
+    SERVER_FULL = "server"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Amounts of one kind that a job, a tenant and the whole server hold, or may hold; a limit of 0 is none."""
+
+    job: int = 0
+    tenant: int = 0
+    server: int = 0
+
+    def whose_is_reached(self, held: Limits, *, more: int) -> Literal["job", "tenant", "server"] | None:
+        """Tells which of these limits does not allow ``more`` beside what is held."""
+        if 0 < self.job < held.job + more:
+            return "job"
+        if 0 < self.tenant < held.tenant + more:
+            return "tenant"
+        return "server" if 0 < self.server < held.server + more else None
 
 
 @dataclass(frozen=True)
@@ -274,6 +301,14 @@ class DeadLetter(Record):
         """Writes the letter of a super-batch that nobody decided in time."""
         detail = "no decision within the job's super_batch_ttl"
         return cls(job=job, super_batch_id=super_batch_id, reason="EXPIRED", detail=detail, at_s=at_s)
+
+    @classmethod
+    def unserved(
+        cls, job: str, super_batch_id: str, *, model: str, version: str, current: Sequence[str], at_s: float
+    ) -> DeadLetter:
+        """Writes the letter of a super-batch whose version of the reference model is gone while another is served."""
+        detail = f"reference model {model!r} is not served in version {version!r} any more, but in {sorted(current)}"
+        return cls(job=job, super_batch_id=super_batch_id, reason="REFERENCE_CHANGED", detail=detail, at_s=at_s)
 
 
 @dataclass(frozen=True)

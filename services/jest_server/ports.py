@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Job,
         JobSpec,
         Lease,
+        Limits,
         News,
         ReferenceInfo,
         Shard,
@@ -61,20 +62,22 @@ class SuperBatchStore(Protocol):
     # Reference models that scorers serve at the moment
 
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
-        """Publishes the model for ``ttl_s`` seconds; scorers repeat it while they live."""
+        """Publishes a version of a model for ``ttl_s`` seconds; scorers repeat it while they live."""
 
-    async def get_reference(self, name: str) -> ReferenceInfo | None: ...
+    async def get_reference(self, name: str) -> ReferenceInfo | None:
+        """Returns the model as it is served: of several versions the one that was announced last for the first time."""
 
     # Super-batches
 
-    async def submit(self, submission: Submission, *, max_in_flight: int, ttl_s: float, now_s: float) -> SubmitStatus:
+    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
         """Registers one rank's rows.
 
         The first rank's submission puts the super-batch in flight (``submitted`` and ``in_flight`` grow by one), with
-        a deadline ``ttl_s`` from ``now_s`` and its ``reference`` pinned for all ranks, unless ``max_in_flight`` of the
-        job are there (QUEUE_FULL; nothing is stored). REPEATED: the same digest was there. CONFLICT: another digest,
-        world size or step was there. DECIDED and DEAD: the super-batch is not in flight any more. A later rank's own
-        ``reference`` is ignored: ``get_super_batch`` tells the pinned one.
+        a deadline ``ttl_s`` from ``now_s`` and its ``reference`` pinned for all ranks, unless as many super-batches
+        are there as one of the limits allows (JOB_FULL, TENANT_FULL, SERVER_FULL; nothing is stored). REPEATED: the
+        same digest was there. CONFLICT: another digest, world size or step was there. DECIDED and DEAD: the super-batch
+        is not in flight any more. A later rank's own ``reference`` is ignored: ``get_super_batch`` tells the pinned
+        one.
 
         Raises:
             JobUnknown: If the job was never registered, or was deleted meanwhile.
@@ -97,11 +100,16 @@ class SuperBatchStore(Protocol):
         digest: str,
         positions: tuple[int, ...],
         shards: Sequence[Shard],
+        limits: Limits,
     ) -> UploadStatus:
         """Queues all shards of one upload or none; an upload of the same rank and digest is queued once.
 
-        A ``shard_id`` names one shard of its super-batch, whichever upload brought it.
+        A ``shard_id`` names one shard of its super-batch, whichever upload brought it. All shards of an upload are for
+        the super-batch's reference. Limits are on bytes of features that wait or are being scored.
         """
+
+    async def bytes_held(self, job: str) -> Limits:
+        """Bytes of features that wait or are being scored: of the job, of its tenant if it has one, of all jobs."""
 
     async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
         """Returns the results of all scored shards of a super-batch in flight."""
@@ -125,17 +133,25 @@ class SuperBatchStore(Protocol):
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
         """Dead-letters (reason EXPIRED) every super-batch in flight whose deadline has passed."""
 
-    # The queue between selector and scorers
+    async def dead_letter_unserved(self, *, grace_s: float, now_s: float) -> list[DeadLetter]:
+        """Dead-letters (reason REFERENCE_CHANGED) what nobody is going to score.
 
-    async def claim(self, consumer: str, *, count: int, block_s: float) -> list[Claim]:
-        """Takes up to ``count`` shards that nobody has, waiting up to ``block_s`` for the first.
-
-        Shards whose super-batch is not in flight any more are dropped on the way, not returned. Whoever cancels a
-        claim may have taken shards without knowing: they wait for ``reclaim``.
+        That is every super-batch with shards for a version that was not announced for ``grace_s`` seconds, while
+        another version of the same model is.
         """
 
-    async def reclaim(self, consumer: str, *, idle_s: float, count: int) -> list[Claim]:
-        """Takes over up to ``count`` shards that their consumer has not touched for ``idle_s`` seconds."""
+    # The queue between selector and scorers
+
+    async def claim(self, consumer: str, reference: ReferenceInfo, *, count: int, block_s: float) -> list[Claim]:
+        """Takes up to ``count`` shards for this model and version that nobody has, waiting for the first.
+
+        Jobs take turns by their weights (``turns.Turns``); of a job's shards the earliest deadline is first, equal ones
+        in order of super-batch and shard id. Shards whose super-batch is not in flight any more are dropped on the way,
+        not returned. Whoever cancels a claim may have taken shards without knowing: they wait for ``reclaim``.
+        """
+
+    async def reclaim(self, consumer: str, reference: ReferenceInfo, *, idle_s: float, count: int) -> list[Claim]:
+        """Takes over up to ``count`` of such shards that their consumer has not touched for ``idle_s`` seconds."""
 
     async def keep(self, consumer: str, claims: Sequence[Claim]) -> None:
         """Tells that the consumer is still at work on these, so that nobody reclaims them."""

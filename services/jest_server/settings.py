@@ -57,7 +57,15 @@ class SelectorSettings(ProcessSettings):
     scratch_dir: Path | None = None
     """Folder of the scratch files; none: the system's. They have no names there and go with the process."""
     max_held_bytes: int = Field(default=4 << 30, ge=1)
-    """Learner outputs held for selections that are not decided yet, all jobs together, scratch files included."""
+    """Learner outputs held for selections that are not decided yet, all jobs together, scratch files included, and
+    features on their way to the queue."""
+    max_super_batches: int = Field(default=100_000, ge=0)
+    """Super-batches in flight, all jobs together; 0 here and in the next ones: as many as come."""
+    max_super_batches_per_tenant: int = Field(default=0, ge=0)
+    max_feature_bytes: int = Field(default=4 << 30, ge=0)
+    """Features that wait in the queue's Redis for scorers, all jobs together."""
+    max_feature_bytes_per_tenant: int = Field(default=0, ge=0)
+    max_feature_bytes_per_job: int = Field(default=2 << 30, ge=0)
     max_world_size: int = Field(default=4096, ge=1)
     shard_examples: int = Field(default=128, ge=1)
     """Uploads are cut into shards of this many examples, the unit that a scorer takes."""

@@ -28,7 +28,7 @@ def test_unset_fields_become_the_defaults_that_the_contract_tells(speaker):
     assert not spec.policy.weights
     assert not spec.policy.HasField("max_per_group")
     assert not spec.policy.HasField("gain_schedule")
-    assert (spec.world_size, spec.max_in_flight) == (1, 64)
+    assert (spec.world_size, spec.max_in_flight, spec.weight) == (1, 64, 1)
     assert spec.fallback == jobs_pb2.FALLBACK_FAIL
     assert spec.reference_timeout == Duration(seconds=30)
     assert spec.super_batch_ttl == Duration(seconds=600)
@@ -134,6 +134,9 @@ def test_an_impossible_schedule_is_refused(speaker, field, schedule, says):
         ({"name": ""}, "spec.name", "pattern"),
         ({"reference_model": ""}, "spec.reference_model", "needs the reference model"),
         ({"world_size": 0}, "spec.world_size", "greater than or equal to 1"),
+        ({"weight": 0}, "spec.weight", "greater than or equal to 0.001"),
+        ({"weight": float("nan")}, "spec.weight", "less than or equal to 1000"),
+        ({"weight": 1001}, "spec.weight", "less than or equal to 1000"),
         ({"policy": jobs_pb2.SelectionPolicy()}, "spec.policy.size", "expected one of sub_batch_size, filter_ratio"),
         ({"policy": jobs_pb2.SelectionPolicy(filter_ratio="1.5")}, "spec.policy", "1.5"),
         ({"policy": jobs_pb2.SelectionPolicy(filter_ratio="much")}, "spec.policy", "much"),

@@ -36,6 +36,7 @@ def test_a_job_s_spec_arrives_with_every_field_set(server, client):
         fallback="uniform",
         reference_timeout_s=1.5,
         max_in_flight=3,
+        weight=2.5,
         super_batch_ttl_s=60,
     )
     expected = jobs_pb2.JobSpec(
@@ -56,6 +57,7 @@ def test_a_job_s_spec_arrives_with_every_field_set(server, client):
         seed=2**64 - 1,
         fallback=jobs_pb2.FALLBACK_UNIFORM,
         max_in_flight=3,
+        weight=2.5,
     )
     expected.reference_timeout.FromMilliseconds(1500)
     expected.super_batch_ttl.FromSeconds(60)
@@ -192,6 +194,8 @@ def test_what_a_client_cannot_be_made_of_is_named(arguments, message):
         ({"seed": 2**64}, r"seed \(18446744073709551616\)"),
         ({"world_size": 0}, r"world_size \(0\)"),
         ({"max_in_flight": 0}, r"max_in_flight \(0\)"),
+        ({"weight": 0}, r"weight \(0\) must lie in \[0.001, 1000\]"),
+        ({"weight": float("nan")}, r"weight \(nan\) must lie in \[0.001, 1000\]"),
         ({"reference_timeout_s": float("nan")}, r"reference_timeout_s \(nan\)"),
         ({"super_batch_ttl_s": -1.0}, r"super_batch_ttl_s \(-1.0\)"),
         ({"fallback": "uniform", "reference_timeout_s": 5.0}, "never gets its turn"),

@@ -9,6 +9,7 @@ from jest_server.model import (
     DeadLetter,
     Decision,
     JobSpec,
+    Limits,
     PolicySpec,
     ReferenceInfo,
     ReferenceInput,
@@ -52,18 +53,21 @@ def submission(
     )
 
 
-async def submit(store, *args, max_in_flight=100, ttl_s=60.0, now_s=None, **fields):
+async def submit(store, *args, max_in_flight=100, tenant=0, server=0, ttl_s=60.0, now_s=None, **fields):
     now_s = time.time() if now_s is None else now_s
-    return await store.submit(submission(*args, **fields), max_in_flight=max_in_flight, ttl_s=ttl_s, now_s=now_s)
+    limits = Limits(job=max_in_flight, tenant=tenant, server=server)
+    return await store.submit(submission(*args, **fields), limits=limits, ttl_s=ttl_s, now_s=now_s)
 
 
-def shard(job, super_batch_id="sb", number=0, features=b"features", digest="u"):
-    return Shard(f"0-{digest}-{number}", job, super_batch_id, "ref", "1", ("a", "b"), features)
+def shard(job, super_batch_id="sb", number=0, features=b"features", digest="u", version="1"):
+    return Shard(f"0-{digest}-{number:03d}", job, super_batch_id, "ref", version, ("a", "b"), features)
 
 
-async def upload(store, job, super_batch_id="sb", *, shards=1, digest="u", features=b"features"):
-    pieces = [shard(job, super_batch_id, number, features, digest) for number in range(shards)]
-    return await store.add_upload(job, super_batch_id, 0, digest=digest, positions=(0, 1), shards=pieces)
+async def upload(store, job, super_batch_id="sb", *, shards=1, digest="u", features=b"features", limits=None, **fields):
+    pieces = [shard(job, super_batch_id, number, features, digest, **fields) for number in range(shards)]
+    return await store.add_upload(
+        job, super_batch_id, 0, digest=digest, positions=(0, 1), shards=pieces, limits=limits or Limits()
+    )
 
 
 def result_of(claim, inferred=2):

@@ -69,6 +69,7 @@ class Client:
         reference_timeout_s: float = 30.0,
         max_in_flight: int = 64,
         super_batch_ttl_s: float = 600.0,
+        weight: float = 1.0,
     ) -> Job:
         """Make a job, or find the one that was made with the same spec: every rank may call this.
 
@@ -83,6 +84,7 @@ class Client:
             reference_timeout_s: when they are late.
             max_in_flight: super-batches that may be undecided at once.
             super_batch_ttl_s: when an undecided super-batch is set aside.
+            weight: share of the reference model, relative to other jobs', while they all wait for it.
 
         Raises:
             ValueError: a value cannot be, or the deadline would come before the fallback.
@@ -98,6 +100,8 @@ class Client:
             raise ValueError(f"seed ({seed}) must lie in [0, 2**64)")
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight ({max_in_flight}) must be at least 1")
+        if not 0.001 <= weight <= 1000:
+            raise ValueError(f"weight ({weight:g}) must lie in [0.001, 1000]")
         _require_seconds("reference_timeout_s", reference_timeout_s)
         _require_seconds("super_batch_ttl_s", super_batch_ttl_s)
         if fallback != "fail" and reference_timeout_s >= self._deadline_s:
@@ -115,6 +119,7 @@ class Client:
             reference_timeout=wire.duration(reference_timeout_s),
             max_in_flight=max_in_flight,
             super_batch_ttl=wire.duration(super_batch_ttl_s),
+            weight=weight,
         )
         answer = self._connection.call(
             lambda stubs: stubs.jobs.CreateJob,

@@ -389,6 +389,7 @@ class JobSpec(_message.Message):
     REFERENCE_TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SUPER_BATCH_TTL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 128 characters of [A-Za-z0-9._-], starting with a letter or digit."""
     reference_model: _builtins.str
@@ -402,6 +403,8 @@ class JobSpec(_message.Message):
     fallback: Global___Fallback.ValueType
     max_in_flight: _builtins.int
     """Super-batches that may be in flight at once; more are refused with RESOURCE_EXHAUSTED. Unset means 64."""
+    weight: _builtins.float
+    """Share of the scorers, relative to other jobs', while their super-batches wait too: 0.001 to 1000. Unset means 1."""
     @_builtins.property
     def policy(self) -> Global___SelectionPolicy: ...
     @_builtins.property
@@ -424,17 +427,22 @@ class JobSpec(_message.Message):
         reference_timeout: _duration_pb2.Duration | None = ...,
         max_in_flight: _builtins.int | None = ...,
         super_batch_ttl: _duration_pb2.Duration | None = ...,
+        weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "_world_size", b"_world_size", "max_in_flight", b"max_in_flight", "policy", b"policy", "reference_timeout", b"reference_timeout", "super_batch_ttl", b"super_batch_ttl", "world_size", b"world_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "_weight", b"_weight", "_world_size", b"_world_size", "max_in_flight", b"max_in_flight", "policy", b"policy", "reference_timeout", b"reference_timeout", "super_batch_ttl", b"super_batch_ttl", "weight", b"weight", "world_size", b"world_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "_world_size", b"_world_size", "fallback", b"fallback", "max_in_flight", b"max_in_flight", "name", b"name", "policy", b"policy", "reference_model", b"reference_model", "reference_timeout", b"reference_timeout", "seed", b"seed", "super_batch_ttl", b"super_batch_ttl", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight", "_weight", b"_weight", "_world_size", b"_world_size", "fallback", b"fallback", "max_in_flight", b"max_in_flight", "name", b"name", "policy", b"policy", "reference_model", b"reference_model", "reference_timeout", b"reference_timeout", "seed", b"seed", "super_batch_ttl", b"super_batch_ttl", "weight", b"weight", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_in_flight: _TypeAlias = _typing.Literal["max_in_flight"]  # noqa: Y015
     _WhichOneofArgType__max_in_flight: _TypeAlias = _typing.Literal["_max_in_flight", b"_max_in_flight"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
     _WhichOneofReturnType__world_size: _TypeAlias = _typing.Literal["world_size"]  # noqa: Y015
     _WhichOneofArgType__world_size: _TypeAlias = _typing.Literal["_world_size", b"_world_size"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_in_flight) -> _WhichOneofReturnType__max_in_flight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__world_size) -> _WhichOneofReturnType__world_size | None: ...
 

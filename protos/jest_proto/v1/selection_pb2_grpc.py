@@ -64,7 +64,8 @@ class SelectionServiceServicer(object):
     def SubmitSuperBatch(self, request, context):
         """SubmitSuperBatch registers one rank's rows of a super-batch.
 
-        RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job allows; RetryInfo says when to come back.
+        RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job, its tenant or the server allows;
+        RetryInfo says when to come back.
         ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -75,6 +76,8 @@ class SelectionServiceServicer(object):
         """UploadExamples sends the reference model's inputs for some of the rank's rows: one header, then chunks.
 
         The whole upload is queued for scoring or none of it. DATA_LOSS (CHECKSUM_MISMATCH): send it again.
+        RESOURCE_EXHAUSTED (QUEUE_FULL): features of as many bytes as the job, its tenant or the server may have wait for
+        scorers already. It comes after the header: who waits for it before sending chunks sends them once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

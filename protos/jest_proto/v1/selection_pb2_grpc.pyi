@@ -50,13 +50,16 @@ class SelectionServiceStub:
     SubmitSuperBatch: _grpc.UnaryUnaryMultiCallable[_selection_pb2.SubmitSuperBatchRequest, _selection_pb2.SubmitSuperBatchResponse]
     """SubmitSuperBatch registers one rank's rows of a super-batch.
 
-    RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job allows; RetryInfo says when to come back.
+    RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job, its tenant or the server allows;
+    RetryInfo says when to come back.
     ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
     """
     UploadExamples: _grpc.StreamUnaryMultiCallable[_selection_pb2.UploadExamplesRequest, _selection_pb2.UploadExamplesResponse]
     """UploadExamples sends the reference model's inputs for some of the rank's rows: one header, then chunks.
 
     The whole upload is queued for scoring or none of it. DATA_LOSS (CHECKSUM_MISMATCH): send it again.
+    RESOURCE_EXHAUSTED (QUEUE_FULL): features of as many bytes as the job, its tenant or the server may have wait for
+    scorers already. It comes after the header: who waits for it before sending chunks sends them once.
     """
     SelectSubBatch: _grpc.StreamUnaryMultiCallable[_selection_pb2.SelectSubBatchRequest, _selection_pb2.SelectSubBatchResponse]
     """SelectSubBatch sends one rank's learner outputs (one header, then chunks) and waits for the decision.
@@ -80,13 +83,16 @@ class SelectionServiceAsyncStub(SelectionServiceStub):
     SubmitSuperBatch: _aio.UnaryUnaryMultiCallable[_selection_pb2.SubmitSuperBatchRequest, _selection_pb2.SubmitSuperBatchResponse]  # type: ignore[assignment]
     """SubmitSuperBatch registers one rank's rows of a super-batch.
 
-    RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job allows; RetryInfo says when to come back.
+    RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job, its tenant or the server allows;
+    RetryInfo says when to come back.
     ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
     """
     UploadExamples: _aio.StreamUnaryMultiCallable[_selection_pb2.UploadExamplesRequest, _selection_pb2.UploadExamplesResponse]  # type: ignore[assignment]
     """UploadExamples sends the reference model's inputs for some of the rank's rows: one header, then chunks.
 
     The whole upload is queued for scoring or none of it. DATA_LOSS (CHECKSUM_MISMATCH): send it again.
+    RESOURCE_EXHAUSTED (QUEUE_FULL): features of as many bytes as the job, its tenant or the server may have wait for
+    scorers already. It comes after the header: who waits for it before sending chunks sends them once.
     """
     SelectSubBatch: _aio.StreamUnaryMultiCallable[_selection_pb2.SelectSubBatchRequest, _selection_pb2.SelectSubBatchResponse]  # type: ignore[assignment]
     """SelectSubBatch sends one rank's learner outputs (one header, then chunks) and waits for the decision.
@@ -113,7 +119,8 @@ class SelectionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_selection_pb2.SubmitSuperBatchResponse, _abc.Awaitable[_selection_pb2.SubmitSuperBatchResponse]]:
         """SubmitSuperBatch registers one rank's rows of a super-batch.
 
-        RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job allows; RetryInfo says when to come back.
+        RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job, its tenant or the server allows;
+        RetryInfo says when to come back.
         ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
         """
 
@@ -126,6 +133,8 @@ class SelectionServiceServicer(metaclass=_abc_1.ABCMeta):
         """UploadExamples sends the reference model's inputs for some of the rank's rows: one header, then chunks.
 
         The whole upload is queued for scoring or none of it. DATA_LOSS (CHECKSUM_MISMATCH): send it again.
+        RESOURCE_EXHAUSTED (QUEUE_FULL): features of as many bytes as the job, its tenant or the server may have wait for
+        scorers already. It comes after the header: who waits for it before sending chunks sends them once.
         """
 
     @_abc_1.abstractmethod

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from jest_server.adapters.memory_line import Line, Place
 from jest_server.errors import DeadLettered, JobUnknown, SuperBatchUnknown
 from jest_server.model import (
     Claim,
@@ -19,6 +20,7 @@ from jest_server.model import (
     Decision,
     Job,
     JobSpec,
+    Limits,
     News,
     ReferenceInfo,
     Shard,
@@ -30,11 +32,14 @@ from jest_server.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 LETTERS_KEPT = 1000
 NEWS_KEPT = 4096
 """Of what a listener has not taken yet; the oldest go first."""
+
+
+_VersionName = tuple[str, str]
 
 
 @dataclass
@@ -59,9 +64,25 @@ class _Queued:
 
     shard: Shard
     queued_at_s: float
+    place: Place
     deliveries: int = 0
     consumer: str | None = None
     touched_at: float = 0.0
+    turn: int = 0
+    """Number of the claim that took it; shards in others' hands are taken over in this order."""
+
+    @property
+    def version(self) -> _VersionName:
+        return self.shard.reference_model, self.shard.reference_version
+
+
+@dataclass
+class _Announced:
+    """A version of a reference model: since when it was announced, and until when."""
+
+    info: ReferenceInfo
+    since: float
+    until: float = 0.0
 
 
 @dataclass
@@ -93,9 +114,11 @@ class MemorySuperBatchStore:
 
     def __init__(self) -> None:
         self._jobs: dict[str, _JobState] = {}
-        self._references: dict[str, tuple[ReferenceInfo, float]] = {}
+        self._references: dict[_VersionName, _Announced] = {}
         self._queue: dict[str, _Queued] = {}
+        self._lines: dict[_VersionName, Line] = {}
         self._tokens = 0
+        self._turns = 0
         self._queued = asyncio.Event()
         self._listeners: set[asyncio.Queue[News]] = set()
 
@@ -132,6 +155,8 @@ class MemorySuperBatchStore:
             return False
         for super_batch_id in list(state.in_flight):
             self._let_go(state, super_batch_id)
+        for line in self._lines.values():
+            line.forget(name)
         return True
 
     async def counters(self, name: str) -> Counters:
@@ -143,16 +168,18 @@ class MemorySuperBatchStore:
 
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
         """See the port."""
-        self._references[info.name] = (info, time.monotonic() + ttl_s)
+        now = time.monotonic()
+        known = self._references.setdefault((info.name, info.version), _Announced(info, since=now))
+        known.info, known.until = info, now + ttl_s
 
     async def get_reference(self, name: str) -> ReferenceInfo | None:
         """See the port."""
-        info, until = self._references.get(name, (None, 0.0))
-        return info if time.monotonic() < until else None
+        served = [known for known in self._references.values() if known.info.name == name and self._served(known)]
+        return max(served, key=lambda known: known.since).info if served else None
 
     # Super-batches
 
-    async def submit(self, submission: Submission, *, max_in_flight: int, ttl_s: float, now_s: float) -> SubmitStatus:
+    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
         """See the port."""
         state = self._jobs.get(submission.job)
         if state is None:
@@ -163,8 +190,9 @@ class MemorySuperBatchStore:
             return SubmitStatus.DEAD
         held = state.in_flight.get(submission.super_batch_id)
         if held is None:
-            if len(state.in_flight) >= max_in_flight:
-                return SubmitStatus.QUEUE_FULL
+            full = limits.whose_is_reached(self._held_by(submission.job, lambda _: 1), more=1)
+            if full is not None:
+                return SubmitStatus(full)
             held = _InFlight(submission.reference, submission.world_size, submission.step, now_s, now_s + ttl_s)
             state.in_flight[submission.super_batch_id] = held
             state.add(submitted=1, in_flight=1)
@@ -213,6 +241,7 @@ class MemorySuperBatchStore:
         digest: str,
         positions: tuple[int, ...],
         shards: Sequence[Shard],
+        limits: Limits,
     ) -> UploadStatus:
         """See the port."""
         held = self._held(job, super_batch_id)
@@ -221,10 +250,19 @@ class MemorySuperBatchStore:
         uploads = held.uploads.setdefault(rank, {})
         if digest in uploads:
             return UploadStatus.REPEATED
+        full = limits.whose_is_reached(await self.bytes_held(job), more=sum(len(shard.features) for shard in shards))
+        if full is not None:
+            return UploadStatus(full)
         uploads[digest] = positions
         for shard in shards:
-            self._enqueue(held, shard, deliveries=0)
+            self._enqueue(held, shard)
         return UploadStatus.ACCEPTED
+
+    async def bytes_held(self, job: str) -> Limits:
+        """See the port."""
+        return self._held_by(
+            job, lambda held: sum(len(self._queue[token].shard.features) for token in held.tokens.values())
+        )
 
     async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
         """See the port."""
@@ -290,23 +328,46 @@ class MemorySuperBatchStore:
         ]
         return [letter for letter in letters if await self.dead_letter(letter)]
 
+    async def dead_letter_unserved(self, *, grace_s: float, now_s: float) -> list[DeadLetter]:
+        """See the port."""
+        letters = []
+        for queued in list(self._queue.values()):
+            model, version = queued.version
+            current = [k.info.version for k in self._references.values() if k.info.name == model and self._served(k)]
+            own = self._references.get(queued.version)
+            if current and (own is None or own.until + grace_s <= time.monotonic()):
+                job, super_batch_id = queued.shard.job, queued.shard.super_batch_id
+                letters.append(
+                    DeadLetter.unserved(job, super_batch_id, model=model, version=version, current=current, at_s=now_s)
+                )
+        return [letter for letter in letters if await self.dead_letter(letter)]
+
     # The queue
 
-    async def claim(self, consumer: str, *, count: int, block_s: float) -> list[Claim]:
+    async def claim(self, consumer: str, reference: ReferenceInfo, *, count: int, block_s: float) -> list[Claim]:
         """See the port."""
+        line = self._line((reference.name, reference.version))
         try:
             async with asyncio.timeout(block_s):
-                while not (free := [token for token, queued in self._queue.items() if queued.consumer is None]):
+                while (first := line.take_first(self._weight_of)) is None:
                     await self._queued.wait()
         except TimeoutError:
             return []
-        return [self._take(token, consumer) for token in free[:count]]
+        claims = [self._take(first[2], consumer)]
+        while len(claims) < count and (place := line.take_first(self._weight_of)) is not None:
+            claims.append(self._take(place[2], consumer))
+        return claims
 
-    async def reclaim(self, consumer: str, *, idle_s: float, count: int) -> list[Claim]:
+    async def reclaim(self, consumer: str, reference: ReferenceInfo, *, idle_s: float, count: int) -> list[Claim]:
         """See the port."""
         idle_since = time.monotonic() - idle_s
-        idle = [t for t, q in self._queue.items() if q.consumer is not None and q.touched_at <= idle_since]
-        return [self._take(token, consumer) for token in idle[:count]]
+        version = (reference.name, reference.version)
+        idle = [
+            (queued.turn, token)
+            for token, queued in self._queue.items()
+            if queued.consumer is not None and queued.version == version and queued.touched_at <= idle_since
+        ]
+        return [self._take(token, consumer) for _, token in sorted(idle)[:count]]
 
     async def keep(self, consumer: str, claims: Sequence[Claim]) -> None:
         """See the port."""
@@ -320,17 +381,16 @@ class MemorySuperBatchStore:
         token = None if held is None else held.tokens.pop(shard.shard_id, None)
         if held is None or token is None:
             return
-        del self._queue[token]
+        self._dequeue(token)
         held.results[shard.shard_id] = result
         self._tell(shard.job, shard.super_batch_id)
 
     async def release(self, consumer: str, claims: Sequence[Claim]) -> None:
-        """See the port. A released shard goes to the end of the queue, and its age starts anew."""
-        for token, queued in self._owned(consumer, claims):
-            held = self._held(queued.shard.job, queued.shard.super_batch_id)
-            assert held is not None, "the queue holds only shards of super-batches in flight"
-            del self._queue[token]
-            self._enqueue(held, queued.shard, deliveries=queued.deliveries - 1)
+        """See the port."""
+        for _, queued in self._owned(consumer, claims):
+            queued.consumer = None
+            queued.deliveries -= 1
+            self._wait(queued)
 
     async def queue_depth(self) -> int:
         """See the port."""
@@ -355,15 +415,44 @@ class MemorySuperBatchStore:
         state = self._jobs.get(job)
         return None if state is None else state.in_flight.get(super_batch_id)
 
-    def _enqueue(self, held: _InFlight, shard: Shard, *, deliveries: int) -> None:
+    def _held_by(self, job: str, amount: Callable[[_InFlight], int]) -> Limits:
+        """Sums an amount over the super-batches in flight of a job, of its tenant, and of all."""
+        tenant, separator, _ = job.rpartition("~")
+        sums = {name: sum(amount(held) for held in state.in_flight.values()) for name, state in self._jobs.items()}
+        theirs = sum(held for name, held in sums.items() if tenant and name.startswith(tenant + separator))
+        return Limits(job=sums.get(job, 0), tenant=theirs, server=sum(sums.values()))
+
+    def _served(self, known: _Announced) -> bool:
+        return time.monotonic() < known.until
+
+    def _weight_of(self, job: str) -> float:
+        return self._jobs[job].job.spec.weight
+
+    def _line(self, version: _VersionName) -> Line:
+        return self._lines.setdefault(version, Line())
+
+    def _enqueue(self, held: _InFlight, shard: Shard) -> None:
         self._tokens += 1
         held.tokens[shard.shard_id] = token = str(self._tokens)
-        self._queue[token] = _Queued(shard, time.time(), deliveries)
+        place = (held.deadline_s, f"{shard.super_batch_id}/{shard.shard_id}", token)
+        self._queue[token] = queued = _Queued(shard, time.time(), place)
+        self._wait(queued)
+
+    def _wait(self, queued: _Queued) -> None:
+        self._line(queued.version).put(queued.shard.job, queued.place)
         self._queued.set()  # wakes who waits now ...
         self._queued.clear()  # ... and nobody later
 
+    def _dequeue(self, token: str) -> None:
+        queued = self._queue.pop(token)
+        if queued.consumer is None:
+            self._line(queued.version).take_out(queued.shard.job, queued.place)
+
     def _take(self, token: str, consumer: str) -> Claim:
         queued = self._queue[token]
+        if queued.consumer is None:
+            self._turns += 1
+            queued.turn = self._turns
         queued.consumer, queued.touched_at = consumer, time.monotonic()
         queued.deliveries += 1
         return Claim(queued.shard, token, queued.deliveries)
@@ -374,7 +463,7 @@ class MemorySuperBatchStore:
 
     def _let_go(self, state: _JobState, super_batch_id: str) -> None:
         for token in state.in_flight.pop(super_batch_id).tokens.values():
-            del self._queue[token]
+            self._dequeue(token)
         self._tell(state.job.spec.name, super_batch_id)
 
     def _tell(self, job: str, super_batch_id: str) -> None:

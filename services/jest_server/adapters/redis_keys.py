@@ -1,22 +1,28 @@
 """Every key of the queue's Redis: its type, its meaning and how long it lives.
 
 All keys share one hash tag, so that a Redis Cluster keeps them in one slot and the scripts may touch several of them.
+LINE is a digest that names a version of a reference model.
 "Backstop" is a time to live far beyond the super-batch's own: nothing is ever left for good, whatever dies when.
 
 | key | type | meaning | lives |
 |---|---|---|---|
 | {jest}:jobs | hash | job name -> Job (JSON) | until deleted |
+| {jest}:weights | hash | job name -> its weight | until deleted |
 | {jest}:counters:JOB | hash | the job's accounts, one field each | until deleted |
 | {jest}:in_flight | zset | JOB/ID by deadline (s): exactly the super-batches in flight | until empty |
-| {jest}:super_batch:JOB/ID | hash | submissions, uploads, entry id of each shard to score | until decided; backstop |
+| {jest}:usage | hash | super-batches in flight and bytes of features, see usage.lua | an entry until it is 0 |
+| {jest}:super_batch:JOB/ID | hash | submissions, uploads, state of each shard to score | until decided; backstop |
 | {jest}:features:JOB/ID/SHARD | string | what a scorer embeds: keys and input tensors | until scored; backstop |
 | {jest}:results:JOB/ID | hash | shard id -> embeddings | until decided; backstop |
 | {jest}:decision:JOB/ID | string | Decision (JSON) | as long as asked for |
 | {jest}:decided:JOB | zset | ids of the job's decisions by their end (ms) | as long as the last of them |
 | {jest}:dead:JOB | hash | super-batch id -> DeadLetter (JSON), the newest 1,000 | 30 days after the last |
 | {jest}:dead_order:JOB | zset | super-batch ids by time (s) | with the letters |
-| {jest}:reference:MODEL | string | ReferenceInfo (JSON), announced by scorers | some seconds |
-| {jest}:shards | stream | shards queued or being scored; group "scorers" | an entry until scored or decided |
+| {jest}:reference:MODEL | hash | version -> ReferenceInfo as announced, since when, until when (JSON) | a day |
+| {jest}:queued | zset | JOB/ID/SHARD by time of queueing (ms): shards queued or being scored | until empty |
+| {jest}:lines | hash | LINE -> model and version (JSON) | an entry while the model's versions are remembered |
+| {jest}:shards:LINE | stream | shards being scored; group "scorers" | an entry until scored or decided |
+| {jest}:turns:LINE, past_turns:, now:, waiting:, bell: | see turns.lua | shards that wait, whose turn | until empty |
 | {jest}:news | stream | what was scored or left flight, about the newest 4,096 | capped |
 """
 
@@ -24,6 +30,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from hashlib import blake2b
 
 DEFAULT_PREFIX = "{jest}:"
 GROUP = "scorers"
@@ -50,19 +57,50 @@ class Keys:
         return f"{self.prefix}jobs"
 
     @property
+    def weights(self) -> str:
+        """Weights of all jobs."""
+        return f"{self.prefix}weights"
+
+    @property
+    def usage(self) -> str:
+        """How much is held."""
+        return f"{self.prefix}usage"
+
+    @property
     def in_flight(self) -> str:
         """Super-batches in flight, of all jobs."""
         return f"{self.prefix}in_flight"
 
     @property
-    def shards(self) -> str:
-        """Stream of shards."""
-        return f"{self.prefix}shards"
+    def queued(self) -> str:
+        """Shards of all lines, queued or being scored."""
+        return f"{self.prefix}queued"
+
+    @property
+    def lines(self) -> str:
+        """What each line is for."""
+        return f"{self.prefix}lines"
 
     @property
     def news(self) -> str:
         """Stream of news."""
         return f"{self.prefix}news"
+
+    def shards(self, line: str) -> str:
+        """Stream of a line's shards that are being scored."""
+        return f"{self.prefix}shards:{line}"
+
+    def turns(self, line: str) -> str:
+        """Jobs with shards that wait in a line."""
+        return f"{self.prefix}turns:{line}"
+
+    def waiting(self, line: str, job: str) -> str:
+        """A job's shards that wait in a line."""
+        return f"{self.prefix}waiting:{line}:{job}"
+
+    def bell(self, line: str) -> str:
+        """What rings when a shard comes into a line."""
+        return f"{self.prefix}bell:{line}"
 
     def counters(self, job: str) -> str:
         """Key of a job's accounts."""
@@ -97,10 +135,15 @@ class Keys:
         return f"{self.prefix}dead_order:{job}"
 
     def reference(self, model: str) -> str:
-        """Key of what a reference model's scorers announced."""
+        """Key of what a reference model's scorers announced, by version."""
         return f"{self.prefix}reference:{model}"
 
 
 def member(job: str, super_batch_id: str) -> str:
     """Names a super-batch; neither part can hold a slash."""
     return f"{job}/{super_batch_id}"
+
+
+def line_of(model: str, version: str) -> str:
+    """Names the line in which shards wait for a version of a reference model."""
+    return blake2b(f"{model}\0{version}".encode(), digest_size=8).hexdigest()

@@ -1,37 +1,35 @@
-"""The queue of shards between selectors and scorers: one Redis stream with a consumer group, and a stream of news.
+"""The queue of shards between selectors and scorers, a line for each version of a reference model; and the news.
 
-No locks: an entry belongs to the consumer that claimed it, and Redis itself hands it to another only if it was left
-alone for long enough.
+What waits takes turns (turns.lua); what is being scored is in a stream with a consumer group. No locks: an entry
+belongs to the consumer that claimed it, and Redis hands it to another only if it was left alone for long enough.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from redis.exceptions import ResponseError
 
 from jest_server import records
 from jest_server.adapters.redis_connection import answering, connect, milliseconds, run, script, text
-from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, Keys
+from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, Keys, line_of
 from jest_server.errors import StoreUnavailable
-from jest_server.logs import get_logger
 from jest_server.model import Claim, News, Shard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from jest_server.model import ShardResult
+    from jest_server.model import ReferenceInfo, ShardResult
 
 BLOCK_S = 2.0
 """Longest single blocking read: a silent server is noticed so much later than by other commands."""
+SHORTEST_BLOCK_S = 0.001
+"""0 would block for ever."""
 CONSUMER_FORGOTTEN_S = 86400.0
 """A consumer that holds nothing and was not seen for so long is struck off the group."""
 NEWS_BATCH = 500
 NEWS_RETRY_S = 0.2
-
-_log = get_logger()
 
 
 class RedisShardQueue:
@@ -44,10 +42,11 @@ class RedisShardQueue:
         self._keys = Keys(prefix)
         self._client = connect(url)
         self._blocking = connect(url)
-        self._complete = script(self._client, "complete")
+        self._claim = script(self._client, "turns", "claim")
+        self._complete = script(self._client, "turns", "usage", "complete")
         self._keep = script(self._client, "held", "keep")
         self._reclaim = script(self._client, "reclaim")
-        self._release = script(self._client, "held", "release")
+        self._release = script(self._client, "held", "turns", "release")
 
     async def ping(self) -> None:
         """See the port."""
@@ -59,34 +58,42 @@ class RedisShardQueue:
         await self._client.aclose()
         await self._blocking.aclose()
 
-    async def claim(self, consumer: str, *, count: int, block_s: float) -> list[Claim]:
+    async def claim(self, consumer: str, reference: ReferenceInfo, *, count: int, block_s: float) -> list[Claim]:
         """See the port. A claim whose answer is lost, as by cancellation, is left to ``reclaim``."""
+        line = line_of(reference.name, reference.version)
         give_up_at = time.monotonic() + block_s
         while True:
-            left_s = max(0.0, give_up_at - time.monotonic())
-            claims = await self._claims(await self._read_group(consumer, count, min(left_s, BLOCK_S)))
-            if claims or time.monotonic() >= give_up_at:
+            claims = await self._take(consumer, line, count)
+            left_s = give_up_at - time.monotonic()
+            if claims or left_s <= 0:
                 return claims
+            # The bell may ring for a shard that another consumer takes, and not ring for one that was there before.
+            block = min(left_s, BLOCK_S)
+            async with answering("queue", blocking_s=block):
+                await self._blocking.blpop([self._keys.bell(line)], timeout=max(block, SHORTEST_BLOCK_S))
 
-    async def reclaim(self, consumer: str, *, idle_s: float, count: int) -> list[Claim]:
+    async def reclaim(self, consumer: str, reference: ReferenceInfo, *, idle_s: float, count: int) -> list[Claim]:
         """See the port."""
         forget_ms = milliseconds(CONSUMER_FORGOTTEN_S)
+        stream = self._keys.shards(line_of(reference.name, reference.version))
         async with answering("queue"):
             taken: Any = await self._reclaim(
-                keys=[self._keys.shards], args=[GROUP, consumer, round(idle_s * 1000), count, forget_ms]
+                keys=[stream], args=[GROUP, consumer, round(idle_s * 1000), count, forget_ms]
             )
         entries = []
-        deliveries = {}
         for token, times, flat in taken:
-            entries.append((token, dict(zip(flat[::2], flat[1::2], strict=True))))
-            deliveries[text(token)] = int(times)
-        return await self._claims(entries, deliveries)
+            fields = {text(name): text(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+            entries.append(_Entry(text(token), int(fields["earlier"]) + int(times), fields))
+        return await self._claims(stream, entries)
 
     async def keep(self, consumer: str, claims: Sequence[Claim]) -> None:
         """See the port."""
-        if claims:
+        tokens: dict[str, list[str]] = {}
+        for claim in claims:
+            tokens.setdefault(_line(claim.shard), []).append(claim.token)
+        for line, held in tokens.items():
             async with answering("queue"):
-                await self._keep(keys=[self._keys.shards], args=[GROUP, consumer, *(claim.token for claim in claims)])
+                await self._keep(keys=[self._keys.shards(line)], args=[GROUP, consumer, *held])
 
     async def complete(self, claim: Claim, result: ShardResult) -> None:
         """See the port."""
@@ -95,22 +102,38 @@ class RedisShardQueue:
         async with answering("queue"):
             await self._complete(
                 keys=[
-                    self._keys.shards,
+                    self._keys.shards(_line(claim.shard)),
                     self._keys.super_batch(job, super_batch_id),
                     self._keys.results(job, super_batch_id),
                     self._keys.features(job, super_batch_id, shard_id),
                     self._keys.news,
+                    self._keys.queued,
+                    self._keys.usage,
                 ],
-                args=[GROUP, claim.token, shard_id, blob, job, super_batch_id],
+                args=[
+                    GROUP,
+                    claim.token,
+                    shard_id,
+                    blob,
+                    job,
+                    super_batch_id,
+                    self._keys.prefix,
+                    _line(claim.shard),
+                ],
             )
 
     async def release(self, consumer: str, claims: Sequence[Claim]) -> None:
-        """See the port. A released shard goes to the end of the queue, and its age starts anew."""
+        """See the port."""
         for claim in claims:
             shard = claim.shard
             async with answering("queue"):
                 await self._release(
-                    keys=[self._keys.shards, self._keys.super_batch(shard.job, shard.super_batch_id)],
+                    keys=[
+                        self._keys.shards(_line(shard)),
+                        self._keys.super_batch(shard.job, shard.super_batch_id),
+                        self._keys.in_flight,
+                        self._keys.queued,
+                    ],
                     args=[
                         GROUP,
                         consumer,
@@ -119,19 +142,21 @@ class RedisShardQueue:
                         shard.job,
                         shard.super_batch_id,
                         shard.shard_id,
+                        self._keys.prefix,
+                        _line(shard),
                     ],
                 )
 
     async def queue_depth(self) -> int:
         """See the port."""
         async with answering("queue"):
-            return int(await self._client.xlen(self._keys.shards))
+            return int(await self._client.zcard(self._keys.queued))
 
     async def oldest_queued_age_s(self, *, now_s: float) -> float:
         """See the port."""
         async with answering("queue"):
-            entries = await self._client.xrange(self._keys.shards, count=1)
-        return max(0.0, now_s - _order(text(entries[0][0]))[0] / 1000) if entries else 0.0
+            oldest: Any = await self._client.zrange(self._keys.queued, 0, 0, withscores=True)
+        return max(0.0, now_s - oldest[0][1] / 1000) if oldest else 0.0
 
     async def news(self) -> AsyncIterator[News]:
         """See the port."""
@@ -160,57 +185,63 @@ class RedisShardQueue:
             return "0-0"
         return text(newest[0][0]) if newest else "0-0"
 
-    async def _read_group(self, consumer: str, count: int, block_s: float) -> list[Any]:
-        async with answering("queue", blocking_s=block_s):
-            for _ in range(2):
-                try:
-                    streams: Any = await self._blocking.xreadgroup(
-                        GROUP, consumer, {self._keys.shards: ">"}, count=count, block=milliseconds(block_s)
-                    )
-                except ResponseError as error:
-                    if "NOGROUP" not in str(error):
-                        raise
-                    await self._make_group()
-                else:
-                    return list(streams[0][1]) if streams else []
-        return []
+    async def _take(self, consumer: str, line: str, count: int) -> list[Claim]:
+        stream = self._keys.shards(line)
+        async with answering("queue"):
+            taken: Any = await self._claim(
+                keys=[stream, self._keys.weights], args=[GROUP, consumer, count, self._keys.prefix, line]
+            )
+        entries = []
+        for token, earlier, job, super_batch_id, shard_id in taken:
+            fields = {"job": text(job), "id": text(super_batch_id), "shard": text(shard_id)}
+            entries.append(_Entry(text(token), int(earlier) + 1, fields))
+        return await self._claims(stream, entries)
 
-    async def _make_group(self) -> None:
-        _log.warning("the queue has no consumer group, making it: the first start, or the queue was flushed")
-        try:
-            await self._client.xgroup_create(self._keys.shards, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-
-    async def _claims(self, entries: list[Any], deliveries: Mapping[str, int] | None = None) -> list[Claim]:
+    async def _claims(self, stream: str, entries: list[_Entry]) -> list[Claim]:
         """Looks up the features of claimed entries; those that were let go or completed since are dropped."""
         if not entries:
             return []
-        found = [(text(entry_id), {text(k): text(v) for k, v in raw.items()}) for entry_id, raw in entries]
         async with answering("queue"):
             blobs: list[Any] = await self._client.mget(
-                [self._keys.features(fields["job"], fields["id"], fields["shard"]) for _, fields in found]
+                [self._keys.features(e.fields["job"], e.fields["id"], e.fields["shard"]) for e in entries]
             )
-            dropped = [token for (token, _), blob in zip(found, blobs, strict=True) if blob is None]
+            dropped = [entry for entry, blob in zip(entries, blobs, strict=True) if blob is None]
             if dropped:
+                tokens = [entry.token for entry in dropped]
                 async with self._client.pipeline(transaction=False) as pipe:
                     # In this order: if we die in between, reclaim clears up what is deleted and not acknowledged.
-                    pipe.xdel(self._keys.shards, *dropped)
-                    pipe.xack(self._keys.shards, GROUP, *dropped)
+                    pipe.xdel(stream, *tokens)
+                    pipe.xack(stream, GROUP, *tokens)
+                    pipe.zrem(self._keys.queued, *(entry.member for entry in dropped))
                     await run(pipe)
-        times = deliveries or {}
         return [
-            Claim(_unpack_shard(fields, blob), token, int(fields["earlier"]) + times.get(token, 1))
-            for (token, fields), blob in zip(found, blobs, strict=True)
+            Claim(_unpack_shard(entry.fields, blob), entry.token, entry.deliveries)
+            for entry, blob in zip(entries, blobs, strict=True)
             if blob is not None
         ]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A shard in a consumer's hands, before its features are looked up."""
+
+    token: str
+    deliveries: int
+    fields: Mapping[str, str]
+
+    @property
+    def member(self) -> str:
+        return "/".join((self.fields["job"], self.fields["id"], self.fields["shard"]))
 
 
 def pack_shard(shard: Shard) -> bytes:
     """Returns what a shard's features key holds."""
     description = {"model": shard.reference_model, "version": shard.reference_version, "keys": shard.keys}
     return records.pack(description, shard.features)
+
+
+def _line(shard: Shard) -> str:
+    return line_of(shard.reference_model, shard.reference_version)
 
 
 def _unpack_shard(fields: Mapping[str, str], blob: bytes) -> Shard:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from jest_server import records
 from jest_server.adapters.redis_connection import answering, milliseconds, run, script, text
-from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, member
+from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, line_of, member
 from jest_server.adapters.redis_queue import RedisShardQueue, pack_shard
 from jest_server.errors import DeadLettered, JobUnknown, StoreUnavailable, SuperBatchUnknown
 from jest_server.model import (
@@ -18,6 +20,7 @@ from jest_server.model import (
     Decision,
     Job,
     JobSpec,
+    Limits,
     ReferenceInfo,
     ShardResult,
     Submission,
@@ -35,6 +38,8 @@ BACKSTOP_S = 3600.0
 """How much longer than its super-batch anything may live."""
 UNQUEUED_S = 120.0
 """How long features live that were written but never queued, because the writer died in between."""
+VERSION_KEPT_S = 86400.0
+"""How long a version of a reference model is remembered that is not served any more."""
 LETTERS_KEPT = 1000
 LETTERS_KEEP_S = 30 * 86400.0
 DELETE_BATCH = 5000
@@ -53,11 +58,12 @@ class RedisSuperBatchStore(RedisShardQueue):
     def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX) -> None:
         super().__init__(url, prefix=prefix)
         self._create_job = script(self._client, "create_job")
-        self._submit = script(self._client, "submit")
-        self._add_upload = script(self._client, "add_upload")
-        self._decide = script(self._client, "let_go", "decide")
-        self._dead_letter = script(self._client, "let_go", "dead_letter")
-        self._delete_job = script(self._client, "let_go", "delete_job")
+        self._announce = script(self._client, "announce")
+        self._submit = script(self._client, "usage", "submit")
+        self._add_upload = script(self._client, "turns", "usage", "add_upload")
+        self._decide = script(self._client, "turns", "usage", "let_go", "decide")
+        self._dead_letter = script(self._client, "turns", "usage", "let_go", "dead_letter")
+        self._delete_job = script(self._client, "turns", "usage", "let_go", "delete_job")
 
     @classmethod
     def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> RedisSuperBatchStore:
@@ -74,7 +80,9 @@ class RedisSuperBatchStore(RedisShardQueue):
         """See the port."""
         job = Job(spec=spec, created_at_s=now_s)
         async with answering("queue"):
-            created, held = await self._create_job(keys=[self._keys.jobs], args=[spec.name, job.model_dump_json()])
+            created, held = await self._create_job(
+                keys=[self._keys.jobs, self._keys.weights], args=[spec.name, job.model_dump_json(), spec.weight]
+            )
         return Job.model_validate_json(held), bool(created)
 
     async def get_job(self, name: str) -> Job | None:
@@ -93,8 +101,6 @@ class RedisSuperBatchStore(RedisShardQueue):
 
     async def delete_job(self, name: str) -> bool:
         """See the port."""
-        starts = [part(name, "") for part in (self._keys.decision, self._keys.super_batch, self._keys.results)]
-        starts.append(self._keys.features(name, "", "").removesuffix("/"))
         status = "more"
         while status == "more":
             async with answering("queue"):
@@ -106,10 +112,10 @@ class RedisSuperBatchStore(RedisShardQueue):
                         self._keys.dead_order(name),
                         self._keys.decided(name),
                         self._keys.in_flight,
-                        self._keys.shards,
-                        self._keys.news,
+                        self._keys.weights,
+                        self._keys.lines,
                     ],
-                    args=[name, DELETE_BATCH, GROUP, *starts],
+                    args=[name, DELETE_BATCH, GROUP, self._keys.prefix],
                 )
             status = text(answer)
         return status == "deleted"
@@ -125,19 +131,30 @@ class RedisSuperBatchStore(RedisShardQueue):
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
         """See the port."""
         async with answering("queue"):
-            await self._client.set(self._keys.reference(info.name), info.model_dump_json(), px=milliseconds(ttl_s))
+            await self._announce(
+                keys=[self._keys.reference(info.name)],
+                args=[info.version, info.model_dump_json(), milliseconds(ttl_s), milliseconds(VERSION_KEPT_S)],
+            )
 
     async def get_reference(self, name: str) -> ReferenceInfo | None:
         """See the port."""
-        async with answering("queue"):
-            held = await self._client.get(self._keys.reference(name))
-        return None if held is None else ReferenceInfo.model_validate_json(held)
+        served = [version for version in await self._versions(name) if version.served]
+        return max(served, key=lambda version: version.since_ms).info if served else None
+
+    async def _versions(self, name: str) -> list[_Version]:
+        """All versions of a model that are remembered."""
+        async with answering("queue"), self._client.pipeline(transaction=False) as pipe:
+            pipe.hvals(self._keys.reference(name))
+            pipe.time()
+            held, (seconds, microseconds) = await run(pipe)
+        now_ms = seconds * 1000 + microseconds // 1000
+        return [_Version.of(json.loads(record), now_ms) for record in held]
 
     # Super-batches
 
-    async def submit(self, submission: Submission, *, max_in_flight: int, ttl_s: float, now_s: float) -> SubmitStatus:
+    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
         """See the port."""
-        job, super_batch_id = submission.job, submission.super_batch_id
+        job, super_batch_id, reference = submission.job, submission.super_batch_id, submission.reference
         async with answering("queue"):
             status = await self._submit(
                 keys=[
@@ -147,6 +164,7 @@ class RedisSuperBatchStore(RedisShardQueue):
                     self._keys.in_flight,
                     self._keys.counters(job),
                     self._keys.jobs,
+                    self._keys.usage,
                 ],
                 args=[
                     member(job, super_batch_id),
@@ -155,13 +173,16 @@ class RedisSuperBatchStore(RedisShardQueue):
                     submission.digest,
                     submission.model_dump_json(exclude={"reference"}),
                     submission.world_size,
-                    _REFERENCE.dump_json(submission.reference),
+                    _REFERENCE.dump_json(reference),
                     now_s,
                     now_s + ttl_s,
-                    max_in_flight,
+                    limits.job,
+                    limits.tenant,
+                    limits.server,
                     milliseconds(ttl_s + BACKSTOP_S),
                     job,
                     "" if submission.step is None else submission.step,
+                    "" if reference is None else line_of(reference.name, reference.version),
                 ],
             )
         if text(status) == "no_job":
@@ -219,6 +240,7 @@ class RedisSuperBatchStore(RedisShardQueue):
         digest: str,
         positions: tuple[int, ...],
         shards: Sequence[Shard],
+        limits: Limits,
     ) -> UploadStatus:
         """See the port. The features are written first, so that no scorer ever finds a shard without them."""
         field = f"upload:{rank}:{digest}"
@@ -230,13 +252,26 @@ class RedisSuperBatchStore(RedisShardQueue):
         await self._write_features(features)
         async with answering("queue"):
             status = await self._add_upload(
-                keys=[super_batch, self._keys.in_flight, self._keys.shards, *features],
+                keys=[
+                    super_batch,
+                    self._keys.in_flight,
+                    self._keys.queued,
+                    self._keys.usage,
+                    self._keys.lines,
+                    *features,
+                ],
                 args=[
                     member(job, super_batch_id),
                     field,
                     json.dumps(positions),
                     job,
                     super_batch_id,
+                    self._keys.prefix,
+                    limits.job,
+                    limits.tenant,
+                    limits.server,
+                    round(time.time() * 1000),
+                    *_line_of(shards),
                     *(shard.shard_id for shard in features.values()),
                 ],
             )
@@ -275,7 +310,6 @@ class RedisSuperBatchStore(RedisShardQueue):
                     self._keys.decided(job),
                     self._keys.dead(job),
                     self._keys.counters(job),
-                    *self._flight_keys(job, super_batch_id),
                 ],
                 args=[
                     job,
@@ -283,7 +317,7 @@ class RedisSuperBatchStore(RedisShardQueue):
                     decision.model_dump_json(),
                     milliseconds(keep_s),
                     GROUP,
-                    self._keys.features(job, super_batch_id, ""),
+                    self._keys.prefix,
                     *(part for pair in increments.items() for part in pair),
                 ],
             )
@@ -310,7 +344,6 @@ class RedisSuperBatchStore(RedisShardQueue):
                         self._keys.dead(job),
                         self._keys.dead_order(job),
                         self._keys.counters(job),
-                        *self._flight_keys(job, super_batch_id),
                     ],
                     args=[
                         job,
@@ -320,10 +353,52 @@ class RedisSuperBatchStore(RedisShardQueue):
                         LETTERS_KEPT,
                         milliseconds(LETTERS_KEEP_S),
                         GROUP,
-                        self._keys.features(job, super_batch_id, ""),
+                        self._keys.prefix,
                     ],
                 )
             )
+
+    async def bytes_held(self, job: str) -> Limits:
+        """See the port."""
+        tenant, separator, _ = job.rpartition("~")
+        levels = (f"{job}/", tenant + separator, "")
+        async with answering("queue"):
+            held: Any = await self._client.hmget(self._keys.usage, [f"bytes|{level}" for level in levels])
+        found = [int(amount or 0) for amount in held]
+        return Limits(job=found[0], tenant=found[1] if tenant else 0, server=found[2])
+
+    async def dead_letter_unserved(self, *, grace_s: float, now_s: float) -> list[DeadLetter]:
+        """See the port."""
+        async with answering("queue"):
+            lines: Any = await self._client.hgetall(self._keys.lines)
+        letters = []
+        for line, held in lines.items():
+            meant = json.loads(held)
+            versions = await self._versions(meant["model"])
+            own = [version for version in versions if version.info.version == meant["version"]]
+            current = [version.info.version for version in versions if version.served]
+            if not current or any(version.unserved_s < grace_s for version in own):
+                continue
+            for job, super_batch_id in await self._in_line(text(line)):
+                letter = DeadLetter.unserved(job, super_batch_id, **meant, current=current, at_s=now_s)
+                if await self.dead_letter(letter):
+                    letters.append(letter)
+            if not own:
+                async with answering("queue"):
+                    await self._client.hdel(self._keys.lines, line)
+        return letters
+
+    async def _in_line(self, line: str) -> set[tuple[str, str]]:
+        """Super-batches with shards that wait in a line or are being scored."""
+        async with answering("queue"):
+            jobs: Any = await self._client.zrange(self._keys.turns(line), 0, -1)
+            taken: Any = await self._client.xrange(self._keys.shards(line))
+        found = {(text(fields[b"job"]), text(fields[b"id"])) for _, fields in taken}
+        for job in map(text, jobs):
+            async with answering("queue"):
+                shards: Any = await self._client.zrange(self._keys.waiting(line, job), 0, -1)
+            found |= {(job, text(shard).partition("/")[0]) for shard in shards}
+        return found
 
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
         """See the port."""
@@ -355,15 +430,32 @@ class RedisSuperBatchStore(RedisShardQueue):
         parts = (text(found).partition("/") for found in members)
         return [(job, super_batch_id) for job, _, super_batch_id in parts]
 
-    def _flight_keys(self, job: str, super_batch_id: str) -> list[str]:
-        """Keys that taking a super-batch out of flight touches, in the order in which the scripts expect them."""
-        return [
-            self._keys.super_batch(job, super_batch_id),
-            self._keys.results(job, super_batch_id),
-            self._keys.in_flight,
-            self._keys.shards,
-            self._keys.news,
-        ]
+
+@dataclass(frozen=True)
+class _Version:
+    """A version of a reference model, as scorers announced it."""
+
+    info: ReferenceInfo
+    since_ms: int
+    unserved_s: float
+    """How long ago the last announcement ran out; negative while it holds."""
+
+    @property
+    def served(self) -> bool:
+        return self.unserved_s < 0
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], now_ms: int) -> _Version:
+        info = ReferenceInfo.model_validate_json(record["info"])
+        return cls(info, int(record["since_ms"]), (now_ms - record["until_ms"]) / 1000)
+
+
+def _line_of(shards: Sequence[Shard]) -> tuple[str, str]:
+    """The line of an upload's shards, which are all for one version of one model, and what it is for."""
+    if not shards:
+        return "", ""
+    model, version = shards[0].reference_model, shards[0].reference_version
+    return line_of(model, version), json.dumps({"model": model, "version": version})
 
 
 def _unpack_result(blob: bytes) -> ShardResult:

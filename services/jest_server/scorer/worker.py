@@ -85,9 +85,11 @@ class Worker:
 
     async def take_over(self) -> None:
         """Takes over shards that another scorer left behind; those that outlived too many scorers are set aside."""
-        if not self.ready or self._slots.locked() or self._room.locked():
+        if self._scoring is None or not self.ready or self._slots.locked() or self._room.locked():
             return
-        claims = await self._store.reclaim(self._settings.consumer, idle_s=self._settings.reclaim_idle_s, count=1)
+        claims = await self._store.reclaim(
+            self._settings.consumer, self._scoring.reference, idle_s=self._settings.reclaim_idle_s, count=1
+        )
         for claim in claims:
             self._metrics.reclaimed.inc()
             _log.warning("shard taken over", shard=claim.shard.shard_id, deliveries=claim.deliveries)
@@ -109,7 +111,10 @@ class Worker:
             await self._acquire()
             claims: list[Claim] = []
             try:
-                claims = await self._store.claim(self._settings.consumer, count=1, block_s=CLAIM_BLOCK_S)
+                assert self._scoring is not None, "who is ready has a model"
+                claims = await self._store.claim(
+                    self._settings.consumer, self._scoring.reference, count=1, block_s=CLAIM_BLOCK_S
+                )
             except StoreUnavailable as error:
                 _log.warning("queue does not answer", error=str(error))
                 await asyncio.sleep(STORE_RETRY_S)

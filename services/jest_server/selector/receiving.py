@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jest_core import Embeddings, ExampleLosses
-from jest_proto.tensors import TensorChecksumError, TensorError, TensorStream, TensorTooLargeError, as_torch
+from jest_proto.tensors import (
+    TensorChecksumError,
+    TensorError,
+    TensorStream,
+    TensorTooLargeError,
+    as_torch,
+    check_specs,
+)
 from jest_server.errors import ChecksumMismatch, InvalidField, TooLarge
 from jest_server.selector.assembly import LearnerOutputs, LossesOfModels
 from jest_server.selector.learner_header import (
@@ -112,6 +119,17 @@ class LearnerReceiver:
         if held is not None:  # the assembly has its own hold of the matrix
             self._assemblies.let_go_of_matrix(call.job, call.super_batch_id, matrix)
         return held or LearnerOutputs(matrix, digest)
+
+
+def announced_bytes(specs: Sequence[tensors_pb2.TensorSpec], *, max_bytes: int) -> int:
+    """Returns how many bytes are going to come.
+
+    Raises:
+        InvalidField, TooLarge: If the announcement is wrong.
+    """
+    with _telling():
+        check_specs(specs, max_bytes=max_bytes)
+    return sum(spec.byte_length for spec in specs)
 
 
 async def receive_tensors(

@@ -1,13 +1,12 @@
 """Whose selection is computed next, when those of many jobs wait for the same few threads.
 
-Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), a job being a flow and a selection's work its length: a
-small job waits for the selection that runs, never for all that a large job has queued.
+Jobs take turns, and a selection costs its work: a small job waits for the selection that runs, never for all that a
+large job has queued.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from jest_server.errors import Stopping
 from jest_server.logs import get_logger
+from jest_server.turns import Turns, check_cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,19 +38,14 @@ class Waiting(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Work of many jobs, and the order to start it in; it has no clock and no thread, so equal calls give equal orders.
+    """Work of many jobs, and the order to start it in: jobs take turns, and inside a job arrival counts.
 
-    Virtual time is the work that every busy job has been given since nothing waited last. A job's turn is the virtual
-    time at which its next piece may start: now if the job was idle, else when its last piece would have ended had the
-    jobs shared the machine evenly. The earliest turn is first; inside a job, arrival counts. While two jobs
-    both wait, the work started for them differs by no more than their two largest pieces together. A job that was idle
-    gets no credit for it, and a piece taken back costs its job nothing.
+    A piece that is taken back costs its job nothing.
     """
 
     def __init__(self) -> None:
         self._lines: dict[str, deque[Waiting[T]]] = {}
-        self._turns: dict[str, float] = {}
-        self._now = 0.0
+        self._turns = Turns()
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -62,25 +57,21 @@ class FairQueue(Generic[T]):
         Raises:
             ValueError: If the cost is not a finite number larger than 0: work for nothing would always be first.
         """
-        if not (math.isfinite(cost) and cost > 0):
-            raise ValueError(f"cost is {cost}, expected a finite number larger than 0")
+        check_cost(cost)
         waiting = Waiting(job, cost, self._arrivals, item)
         self._arrivals += 1
-        if job not in self._lines:
-            self._lines[job] = deque()
-            self._turns[job] = max(self._now, self._turns.get(job, 0.0))
-        self._lines[job].append(waiting)
+        self._turns.join(job)
+        self._lines.setdefault(job, deque()).append(waiting)
         return waiting
 
     def first(self) -> Waiting[T] | None:
         """Returns what is to be started next, or None if nothing waits. O(number of jobs that wait)."""
         heads = (line[0] for line in self._lines.values())
-        return min(heads, key=lambda head: (self._turns[head.job], head.arrival), default=None)
+        return min(heads, key=lambda head: (self._turns.of(head.job), head.arrival), default=None)
 
     def start(self, first: Waiting[T]) -> None:
         """Takes out the piece that ``first`` returned, and charges its job for it."""
-        self._now = self._turns[first.job]
-        self._turns[first.job] += first.cost
+        self._turns.take(first.job, cost=first.cost)
         self.take_back(first)
 
     def take_back(self, waiting: Waiting[T]) -> None:
@@ -90,14 +81,12 @@ class FairQueue(Generic[T]):
             line.remove(waiting)
         if not line:
             self._lines.pop(waiting.job, None)
-        # A job whose turn has passed starts at the present when it comes back, as one never seen does.
-        self._turns = {job: turn for job, turn in self._turns.items() if turn > self._now or job in self._lines}
+            self._turns.leave(waiting.job)
 
     def rest(self) -> None:
         """Forgets who had how much: to be called when nothing waits and nothing runs."""
         assert not self._lines, "what waits has its turn"
-        self._turns.clear()
-        self._now = 0.0
+        self._turns = Turns()
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,6 +45,8 @@ POLL_S = 1.0
 ANSWER_MARGIN_S = 0.25
 """How long before a caller's deadline its answer is given up, so that it learns the reason."""
 RETRY_S = 0.5
+UNSERVED_GRACE_S = 60.0
+"""How long a reference model's version may be away, while another is served, before what waits for it is set aside."""
 SUBMISSIONS_POLL_S = 0.1
 """How often a rank that came early looks whether the others have submitted: nobody tells the news of that."""
 
@@ -180,9 +182,13 @@ class Selections:
 
     async def sweep(self) -> None:
         """Dead-letters super-batches that were never decided and lets go of what is held for them."""
-        for letter in await self._store.dead_letter_overdue(now_s=time.time()):
+        letters = await self._store.dead_letter_overdue(now_s=time.time())
+        letters += await self._store.dead_letter_unserved(grace_s=UNSERVED_GRACE_S, now_s=time.time())
+        for letter in letters:
             self._metrics.dead_letters.labels(letter.reason).inc()
-            _log.warning("super-batch expired", job=letter.job, super_batch=letter.super_batch_id)
+            _log.warning(
+                "super-batch set aside", job=letter.job, super_batch=letter.super_batch_id, reason=letter.reason
+            )
 
     async def close(self) -> None:
         """Gives up what is undecided; the ranks will ask again."""

@@ -17,7 +17,7 @@ from jest_server.model import JobName, PolicySpec, SuperBatchId
 from jest_server.security import tenants
 from jest_server.selector import wire
 from jest_server.selector.learner_header import EMBEDDINGS, LEARNER_DATATYPES, check_header, digest_of
-from jest_server.selector.receiving import LearnerReceiver, receive_tensors
+from jest_server.selector.receiving import LearnerReceiver, announced_bytes, receive_tensors
 from jest_server.selector.selections import Call
 from jest_server.selector.submissions import Rows, Upload
 
@@ -82,6 +82,7 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
     ) -> None:
         self._submissions = submissions
         self._selections = selections
+        self._assemblies = assemblies
         self._receiver = LearnerReceiver(selections, assemblies, settings)
         self._settings = settings
 
@@ -116,10 +117,14 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
         header = await _header(request_iterator)
         job, super_batch_id = _ids(header)
         with bound(job=job, super_batch=super_batch_id, rank=header.rank):
-            limit = self._settings.max_tensor_bytes
-            buffers = await receive_tensors(header.tensors, request_iterator, max_bytes=limit)
-            upload = Upload(job, super_batch_id, header.rank, tuple(header.positions), tuple(header.tensors), buffers)
-            return selection_pb2.UploadExamplesResponse(accepted=await self._submissions.upload(upload))
+            limit, context_ids = self._settings.max_tensor_bytes, {"job": job, "super_batch_id": super_batch_id}
+            nbytes = announced_bytes(header.tensors, max_bytes=limit)
+            await self._submissions.require_room(job, nbytes, context_ids)
+            with self._assemblies.receiving(nbytes, context_ids):
+                buffers = await receive_tensors(header.tensors, request_iterator, max_bytes=limit)
+                positions, specs = tuple(header.positions), tuple(header.tensors)
+                upload = Upload(job, super_batch_id, header.rank, positions, specs, buffers)
+                return selection_pb2.UploadExamplesResponse(accepted=await self._submissions.upload(upload))
 
     async def SelectSubBatch(
         self, request_iterator: AsyncIterator[selection_pb2.SelectSubBatchRequest], context: Context

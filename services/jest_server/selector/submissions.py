@@ -12,8 +12,9 @@ import numpy as np
 
 from jest_proto.tensors import as_numpy, content_digest
 from jest_server import records
-from jest_server.errors import Conflict, DeadLettered, InvalidField, QueueFull, SuperBatchUnknown
+from jest_server.errors import Conflict, DeadLettered, InvalidField, SuperBatchUnknown
 from jest_server.model import Shard, Submission, SubmitStatus, UploadStatus
+from jest_server.selector.bounds import Bounds
 from jest_server.selector.jobs import policy_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from jest_server.selector.jobs import Jobs
     from jest_server.settings import SelectorSettings
 
-QUEUE_FULL_RETRY_S = 0.25
+_FULL = {
+    *(SubmitStatus.JOB_FULL, SubmitStatus.TENANT_FULL, SubmitStatus.SERVER_FULL),
+    *(UploadStatus.JOB_FULL, UploadStatus.TENANT_FULL, UploadStatus.SERVER_FULL),
+}
 _MAX_KEY_BYTES = 512
 _MAX_LABEL_BYTES = 256
 _THREAD_FROM_KEYS = 4096
@@ -86,6 +90,7 @@ class Submissions:
         self._cache = cache
         self._jobs = jobs
         self._settings = settings
+        self._bounds = Bounds(store, settings)
 
     async def submit(self, rows: Rows) -> Accepted:
         """Registers one rank's rows and tells which of them have to be uploaded.
@@ -108,7 +113,7 @@ class Submissions:
         else:
             submission = await asyncio.to_thread(_submission, rows, spec, reference)
         status = await self._store.submit(
-            submission, max_in_flight=spec.max_in_flight, ttl_s=spec.super_batch_ttl_s, now_s=time.time()
+            submission, limits=self._bounds.super_batches(spec), ttl_s=spec.super_batch_ttl_s, now_s=time.time()
         )
         if status is SubmitStatus.DECIDED:
             return await self._decided(submission)
@@ -119,6 +124,10 @@ class Submissions:
         missing = await self._missing(submission, super_batch) if spec.policy.needs_reference_model else ()
         return Accepted(missing, super_batch.reference, decided=False)
 
+    async def require_room(self, job: str, nbytes: int, context: dict[str, str]) -> None:
+        """Refuses features before they are received that would be refused afterwards; see ``Bounds``."""
+        await self._bounds.require_room(job, nbytes, context)
+
     async def upload(self, upload: Upload) -> int:
         """Queues the features for scoring and returns how many examples were taken; all of them or none.
 
@@ -126,6 +135,7 @@ class Submissions:
             InvalidField: If positions, names, datatypes or shapes are not what the reference model needs.
             SuperBatchUnknown: If the rank did not submit this super-batch, or it is forgotten.
             Conflict: If some of the rows were uploaded before with other content.
+            QueueFull: If features of as many bytes as there may be wait for scorers.
             DeadLettered: If the super-batch was set aside.
         """
         context = upload.context()
@@ -149,10 +159,13 @@ class Submissions:
             upload.rank,
             digest=digest,
             positions=upload.positions,
+            limits=self._bounds.features,
             shards=await asyncio.to_thread(self._shards, upload, submission, super_batch.reference, digest),
         )
         if status is UploadStatus.GONE:
             return await self._upload_without_super_batch(upload)
+        if status in _FULL:
+            raise self._bounds.features_full(status.value, upload.job, context)
         return len(upload.positions)
 
     def _refuse(
@@ -177,12 +190,8 @@ class Submissions:
                 "super-batch needs its own id",
                 context,
             )
-        if status is SubmitStatus.QUEUE_FULL:
-            raise QueueFull(
-                f"job {submission.job!r} has {spec.max_in_flight} super-batches in flight, its limit (max_in_flight)",
-                context,
-                retry_after_s=QUEUE_FULL_RETRY_S,
-            )
+        if status in _FULL:
+            raise self._bounds.super_batches_full(status.value, spec, context)
         if status is SubmitStatus.DEAD:
             raise DeadLettered(f"super-batch {submission.super_batch_id!r} was set aside", context)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,6 +30,7 @@ _POLICY_ENUMS: dict[str, tuple[Any, str]] = {
 }
 _SHAPE = (pb.Schedule.Shape, "SHAPE_")
 _SIZES = ("sub_batch_size", "filter_ratio", "filter_ratio_schedule")
+_OPTIONAL: Final = ("world_size", "max_in_flight", "weight")
 _SCHEDULES = ("filter_ratio_schedule", "gain_schedule")
 
 
@@ -45,7 +46,7 @@ def job_spec_from_wire(message: pb.JobSpec) -> JobSpec:
         "policy": _policy_from_wire(message.policy),
         "seed": message.seed,
     }
-    spec |= {field: getattr(message, field) for field in ("world_size", "max_in_flight") if message.HasField(field)}
+    spec |= {field: getattr(message, field) for field in _OPTIONAL if message.HasField(field)}
     for field in ("reference_timeout", "super_batch_ttl"):
         if message.HasField(field):
             spec[f"{field}_s"] = getattr(message, field).ToNanoseconds() / 1e9
@@ -78,6 +79,7 @@ def job_to_wire(job: Job, reference: ReferenceInfo | None, counters: Counters) -
             reference_timeout=duration(spec.reference_timeout_s),
             max_in_flight=spec.max_in_flight,
             super_batch_ttl=duration(spec.super_batch_ttl_s),
+            weight=spec.weight,
         ),
         created_at=_timestamp(job.created_at_s),
         reference=None if reference is None else reference_to_wire(reference),

@@ -10,6 +10,7 @@ import pytest
 from jest_server.model import UploadStatus
 from support.polling import wait_for
 from support.super_batches import (
+    REFERENCE,
     decision,
     letter,
     result_of,
@@ -27,7 +28,7 @@ async def test_an_upload_is_queued_whole_and_once(any_store, job):
     held = await any_store.get_super_batch(job, "sb")
     assert held.pending_shards == 3
     assert held.uploads == {0: {"u": (0, 1)}}
-    claims = await any_store.claim("c", count=10, block_s=0.1)
+    claims = await any_store.claim("c", REFERENCE, count=10, block_s=0.1)
     assert [claim.shard for claim in claims] == [shard(job, number=i) for i in range(3)]
     assert {claim.deliveries for claim in claims} == {1}
 
@@ -37,7 +38,7 @@ async def test_of_many_same_uploads_at_once_one_is_queued(any_store, job):
     answers = await asyncio.gather(*(upload(any_store, job, shards=2) for _ in range(8)))
     assert sorted(answer.value for answer in answers) == ["accepted"] + ["repeated"] * 7
     assert await any_store.queue_depth() == 2
-    assert len(await any_store.claim("c", count=9, block_s=1)) == 2
+    assert len(await any_store.claim("c", REFERENCE, count=9, block_s=1)) == 2
 
 
 async def test_another_upload_of_the_same_rank_is_queued_beside_the_first(any_store, job):
@@ -57,7 +58,7 @@ async def test_an_upload_without_shards_is_remembered(any_store, job):
 
 async def test_an_upload_for_nothing_in_flight_is_gone(any_store, job):
     assert await upload(any_store, job) is UploadStatus.GONE
-    assert await any_store.claim("c", count=1, block_s=0.05) == []
+    assert await any_store.claim("c", REFERENCE, count=1, block_s=0.05) == []
 
 
 async def test_every_listener_hears_of_a_result_that_is_there_already(any_store, job):
@@ -73,7 +74,7 @@ async def test_every_listener_hears_of_a_result_that_is_there_already(any_store,
     await asyncio.sleep(0.1)  # news are for those who listen: both have to have begun
     await submit(any_store, job)
     await upload(any_store, job)
-    (claim,) = await any_store.claim("c", count=1, block_s=1)
+    (claim,) = await any_store.claim("c", REFERENCE, count=1, block_s=1)
     await any_store.complete(claim, result_of(claim))
     async with asyncio.timeout(5):
         await asyncio.gather(*(event.wait() for event in heard))
@@ -112,7 +113,7 @@ async def test_whatever_ends_a_super_batch_is_news(any_store, job):
 async def test_completing_twice_counts_once(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job, shards=2)
-    claim, _ = await any_store.claim("c", count=2, block_s=1)
+    claim, _ = await any_store.claim("c", REFERENCE, count=2, block_s=1)
     await any_store.complete(claim, result_of(claim, inferred=2))
     await any_store.complete(claim, result_of(claim, inferred=0))
     assert [result.inferred for result in await any_store.get_results(job, "sb")] == [2]
@@ -120,7 +121,7 @@ async def test_completing_twice_counts_once(any_store, job):
 
 
 async def test_who_waits_for_a_shard_gets_it_when_it_comes(any_store, job):
-    waiting = asyncio.create_task(any_store.claim("c", count=1, block_s=5))
+    waiting = asyncio.create_task(any_store.claim("c", REFERENCE, count=1, block_s=5))
     await asyncio.sleep(0.05)
     await submit(any_store, job)
     await upload(any_store, job)
@@ -131,15 +132,15 @@ async def test_who_waits_for_a_shard_gets_it_when_it_comes(any_store, job):
 
 async def test_who_waits_in_vain_is_told_in_time(any_store):
     started = time.monotonic()
-    assert await any_store.claim("c", count=1, block_s=0.2) == []
+    assert await any_store.claim("c", REFERENCE, count=1, block_s=0.2) == []
     assert 0.19 < time.monotonic() - started < 1.5
-    assert await any_store.claim("c", count=1, block_s=0) == []
+    assert await any_store.claim("c", REFERENCE, count=1, block_s=0) == []
 
 
 async def test_many_consumers_share_the_shards_out(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job, shards=30)
-    taken = await asyncio.gather(*(any_store.claim(f"c{i}", count=3, block_s=0.2) for i in range(12)))
+    taken = await asyncio.gather(*(any_store.claim(f"c{i}", REFERENCE, count=3, block_s=0.2) for i in range(12)))
     shard_ids = [claim.shard.shard_id for claims in taken for claim in claims]
     assert len(shard_ids) == len(set(shard_ids)) == 30
 
@@ -147,76 +148,76 @@ async def test_many_consumers_share_the_shards_out(any_store, job):
 async def test_a_claimed_shard_is_nobody_elses(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    assert len(await any_store.claim("one", count=5, block_s=1)) == 1
-    assert await any_store.claim("two", count=5, block_s=0.05) == []
-    assert await any_store.reclaim("two", idle_s=60, count=5) == []
+    assert len(await any_store.claim("one", REFERENCE, count=5, block_s=1)) == 1
+    assert await any_store.claim("two", REFERENCE, count=5, block_s=0.05) == []
+    assert await any_store.reclaim("two", REFERENCE, idle_s=60, count=5) == []
 
 
 async def test_a_claim_left_alone_is_taken_over_with_one_more_delivery(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    (claim,) = await any_store.claim("one", count=1, block_s=1)
+    (claim,) = await any_store.claim("one", REFERENCE, count=1, block_s=1)
     await asyncio.sleep(0.8)
-    (taken,) = await any_store.reclaim("two", idle_s=0.7, count=5)
+    (taken,) = await any_store.reclaim("two", REFERENCE, idle_s=0.7, count=5)
     assert (taken.shard, taken.deliveries) == (claim.shard, 2)
-    assert await any_store.reclaim("three", idle_s=0.7, count=5) == []
+    assert await any_store.reclaim("three", REFERENCE, idle_s=0.7, count=5) == []
 
 
 async def test_an_abandoned_claim_is_found_behind_many_that_are_kept(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job, shards=40)
-    kept = await any_store.claim("alive", count=39, block_s=1)
-    (left,) = await any_store.claim("dead", count=1, block_s=1)
+    kept = await any_store.claim("alive", REFERENCE, count=39, block_s=1)
+    (left,) = await any_store.claim("dead", REFERENCE, count=1, block_s=1)
     await asyncio.sleep(0.8)
     await any_store.keep("alive", kept)
-    assert [claim.shard for claim in await any_store.reclaim("heir", idle_s=0.7, count=1)] == [left.shard]
+    assert [claim.shard for claim in await any_store.reclaim("heir", REFERENCE, idle_s=0.7, count=1)] == [left.shard]
 
 
 async def test_no_more_is_taken_over_than_asked(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job, shards=30)
-    assert len(await any_store.claim("dead", count=30, block_s=1)) == 30
+    assert len(await any_store.claim("dead", REFERENCE, count=30, block_s=1)) == 30
     await asyncio.sleep(0.02)
-    taken = await any_store.reclaim("heir", idle_s=0.01, count=25)
-    assert [claim.shard.shard_id for claim in taken] == [f"0-u-{i}" for i in range(25)]
+    taken = await any_store.reclaim("heir", REFERENCE, idle_s=0.01, count=25)
+    assert [claim.shard.shard_id for claim in taken] == [f"0-u-{i:03d}" for i in range(25)]
     assert {claim.deliveries for claim in taken} == {2}
 
 
 async def test_of_many_who_take_over_one_does(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    await any_store.claim("dead", count=1, block_s=1)
+    await any_store.claim("dead", REFERENCE, count=1, block_s=1)
     await asyncio.sleep(0.8)
-    taken = await asyncio.gather(*(any_store.reclaim(f"c{i}", idle_s=0.7, count=1) for i in range(10)))
+    taken = await asyncio.gather(*(any_store.reclaim(f"c{i}", REFERENCE, idle_s=0.7, count=1) for i in range(10)))
     assert sum(map(len, taken)) == 1
 
 
 async def test_a_kept_claim_is_not_taken_over(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    claims = await any_store.claim("one", count=1, block_s=1)
+    claims = await any_store.claim("one", REFERENCE, count=1, block_s=1)
     for _ in range(4):
         await asyncio.sleep(0.3)
         await any_store.keep("one", claims)
-    assert await any_store.reclaim("two", idle_s=1.0, count=1) == []
+    assert await any_store.reclaim("two", REFERENCE, idle_s=1.0, count=1) == []
 
 
 async def test_who_lost_a_claim_cannot_keep_or_release_it(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    claims = await any_store.claim("one", count=1, block_s=1)
+    claims = await any_store.claim("one", REFERENCE, count=1, block_s=1)
     await asyncio.sleep(0.1)
-    assert len(await any_store.reclaim("two", idle_s=0.05, count=1)) == 1
+    assert len(await any_store.reclaim("two", REFERENCE, idle_s=0.05, count=1)) == 1
     await any_store.keep("one", claims)
     await any_store.release("one", claims)
-    assert await any_store.claim("one", count=1, block_s=0.05) == []
+    assert await any_store.claim("one", REFERENCE, count=1, block_s=0.05) == []
 
 
 async def test_a_released_shard_is_taken_at_once_and_counts_no_delivery(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    await any_store.release("one", await any_store.claim("one", count=1, block_s=1))
-    (claim,) = await any_store.claim("two", count=1, block_s=1)
+    await any_store.release("one", await any_store.claim("one", REFERENCE, count=1, block_s=1))
+    (claim,) = await any_store.claim("two", REFERENCE, count=1, block_s=1)
     assert claim.deliveries == 1
     await any_store.complete(claim, result_of(claim))
     assert await any_store.queue_depth() == 0
@@ -225,24 +226,24 @@ async def test_a_released_shard_is_taken_at_once_and_counts_no_delivery(any_stor
 async def test_deliveries_add_up_over_releases_and_take_overs(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    await any_store.claim("one", count=1, block_s=1)
-    taken = await any_store.reclaim("two", idle_s=0, count=1)
+    await any_store.claim("one", REFERENCE, count=1, block_s=1)
+    taken = await any_store.reclaim("two", REFERENCE, idle_s=0, count=1)
     await any_store.release("two", taken)
-    (claim,) = await any_store.claim("three", count=1, block_s=1)
+    (claim,) = await any_store.claim("three", REFERENCE, count=1, block_s=1)
     assert claim.deliveries == 2
-    (claim,) = await any_store.reclaim("four", idle_s=0, count=1)
+    (claim,) = await any_store.reclaim("four", REFERENCE, idle_s=0, count=1)
     assert claim.deliveries == 3
 
 
 async def test_who_was_given_up_may_still_finish_what_was_queued_again(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    (slow,) = await any_store.claim("slow", count=1, block_s=1)
-    await any_store.release("heir", await any_store.reclaim("heir", idle_s=0, count=1))
+    (slow,) = await any_store.claim("slow", REFERENCE, count=1, block_s=1)
+    await any_store.release("heir", await any_store.reclaim("heir", REFERENCE, idle_s=0, count=1))
     await any_store.complete(slow, result_of(slow))
     assert await any_store.get_results(job, "sb") == [result_of(slow)]
     assert await any_store.queue_depth() == 0
-    assert await any_store.claim("c", count=1, block_s=0.05) == []
+    assert await any_store.claim("c", REFERENCE, count=1, block_s=0.05) == []
 
 
 async def end_by(any_store, job, how):
@@ -259,12 +260,12 @@ async def end_by(any_store, job, how):
 async def test_shards_of_what_is_not_in_flight_any_more_leave_the_queue(any_store, job, how):
     await submit(any_store, job)
     await upload(any_store, job, shards=3)
-    (claimed,) = await any_store.claim("c", count=1, block_s=1)
+    (claimed,) = await any_store.claim("c", REFERENCE, count=1, block_s=1)
     await end_by(any_store, job, how)
     assert await any_store.queue_depth() == 0
     assert await any_store.oldest_queued_age_s(now_s=time.time()) == 0
-    assert await any_store.claim("c", count=10, block_s=0.05) == []
-    assert await any_store.reclaim("d", idle_s=0, count=10) == []
+    assert await any_store.claim("c", REFERENCE, count=10, block_s=0.05) == []
+    assert await any_store.reclaim("d", REFERENCE, idle_s=0, count=10) == []
     await any_store.keep("c", [claimed])
     await any_store.release("c", [claimed])
     await any_store.complete(claimed, result_of(claimed))

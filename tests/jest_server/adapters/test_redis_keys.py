@@ -10,10 +10,10 @@ import pytest
 from redis.asyncio import Redis
 
 from jest_server.adapters import redis_store as redis_store_module
-from jest_server.adapters.redis_keys import GROUP, Keys
+from jest_server.adapters.redis_keys import GROUP, Keys, line_of
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.errors import StoreUnavailable
-from jest_server.model import UploadStatus
+from jest_server.model import Limits, UploadStatus
 from support.polling import wait_for
 from support.super_batches import (
     REFERENCE,
@@ -29,6 +29,8 @@ from support.super_batches import (
     upload,
 )
 
+LINE = line_of(REFERENCE.name, REFERENCE.version)
+
 
 async def names(redis, keys):
     """Returns all keys under a prefix without it."""
@@ -38,7 +40,7 @@ async def names(redis, keys):
 async def test_all_keys_have_the_prefix_and_all_but_the_documented_expire(own_server, own_store):
     store, keys = own_store, Keys()
     await queue_one(store)
-    (claim,) = await store.claim("c", count=1, block_s=1)
+    (claim,) = await store.claim("c", REFERENCE, count=1, block_s=1)
     await store.complete(claim, result_of(claim))
     await queue_one(store, super_batch_id="open")
     for super_batch_id in ("decided", "dead"):
@@ -46,17 +48,22 @@ async def test_all_keys_have_the_prefix_and_all_but_the_documented_expire(own_se
     await store.decide(decision("job", "decided"), keep_s=60)
     await store.dead_letter(letter("job", "dead"))
     await store.announce_reference(REFERENCE, ttl_s=5)
-    lasting = {keys.jobs, keys.in_flight, keys.shards, keys.news, keys.counters("job")}
+    lasting = {
+        *(keys.jobs, keys.weights, keys.in_flight, keys.usage, keys.queued, keys.lines, keys.news),
+        *(keys.counters("job"), keys.shards(LINE), keys.turns(LINE), keys.waiting(LINE, "job")),
+    }
     expiring = {
         keys.super_batch("job", "sb"),
         keys.super_batch("job", "open"),
         keys.results("job", "sb"),
-        keys.features("job", "open", "0-u-0"),
+        keys.features("job", "open", "0-u-000"),
         keys.decision("job", "decided"),
         keys.decided("job"),
         keys.dead("job"),
         keys.dead_order("job"),
         keys.reference("ref"),
+        keys.bell(LINE),
+        f"{keys.prefix}now:{LINE}",
     }
     async with Redis.from_url(f"{own_server.url}/0", decode_responses=True) as redis:
         held = set(await redis.keys("*"))
@@ -69,18 +76,18 @@ async def test_what_a_super_batch_holds_lives_as_long_as_it_may(redis_store, red
     await redis_store.create_job(spec("job"), now_s=1.0)
     await submit(redis_store, "job", ttl_s=week_s)
     await upload(redis_store, "job", shards=2)
-    claim, _ = await redis_store.claim("c", count=2, block_s=1)
+    claim, _ = await redis_store.claim("c", REFERENCE, count=2, block_s=1)
     await redis_store.complete(claim, result_of(claim))
-    for key in (keys.super_batch("job", "sb"), keys.results("job", "sb"), keys.features("job", "sb", "0-u-1")):
+    for key in (keys.super_batch("job", "sb"), keys.results("job", "sb"), keys.features("job", "sb", "0-u-001")):
         assert await redis.ttl(key) > week_s
 
 
 @pytest.mark.parametrize("how", ["decide", "dead_letter", "overdue"])
 async def test_nothing_heavy_is_left_of_what_left_flight(redis_store, redis, keys, how):
     await queue_one(redis_store)
-    (claim,) = await redis_store.claim("c", count=1, block_s=1)
+    (claim,) = await redis_store.claim("c", REFERENCE, count=1, block_s=1)
     await upload(redis_store, "job", shards=3, digest="v")
-    await redis_store.claim("c", count=2, block_s=1)
+    await redis_store.claim("c", REFERENCE, count=2, block_s=1)
     await redis_store.complete(claim, result_of(claim))
     if how == "decide":
         await redis_store.decide(decision("job"), keep_s=60)
@@ -90,12 +97,12 @@ async def test_nothing_heavy_is_left_of_what_left_flight(redis_store, redis, key
         await redis_store.dead_letter_overdue(now_s=time.time() + 1000)
     heavy = ("features", "results", "super_batch")
     assert [name for name in await names(redis, keys) if name.startswith(heavy)] == []
-    assert (await redis.xpending(keys.shards, GROUP))["pending"] == 0
+    assert (await redis.xpending(keys.shards(LINE), GROUP))["pending"] == 0
 
 
 async def test_a_repeated_upload_leaves_no_features_behind(redis_store, redis, keys, monkeypatch):
     await queue_one(redis_store)
-    (claim,) = await redis_store.claim("c", count=1, block_s=1)
+    (claim,) = await redis_store.claim("c", REFERENCE, count=1, block_s=1)
     await redis_store.complete(claim, result_of(claim))
 
     async def not_yet(*_):
@@ -105,7 +112,7 @@ async def test_a_repeated_upload_leaves_no_features_behind(redis_store, redis, k
     assert await upload(redis_store, "job") is UploadStatus.REPEATED
     await redis_store.decide(decision("job"), keep_s=60)
     assert await upload(redis_store, "job") is UploadStatus.GONE
-    assert not await redis.exists(keys.features("job", "sb", "0-u-0"))
+    assert not await redis.exists(keys.features("job", "sb", "0-u-000"))
 
 
 async def test_a_repeated_upload_spoils_nothing_that_is_still_to_score(redis_store, monkeypatch):
@@ -116,13 +123,13 @@ async def test_a_repeated_upload_spoils_nothing_that_is_still_to_score(redis_sto
 
     monkeypatch.setattr(redis_store._client, "hexists", not_yet)  # as above
     assert await upload(redis_store, "job") is UploadStatus.REPEATED
-    (claim,) = await redis_store.claim("c", count=1, block_s=1)
+    (claim,) = await redis_store.claim("c", REFERENCE, count=1, block_s=1)
     assert claim.shard.features == b"features"
 
 
 async def test_a_release_brings_nothing_back_of_what_ran_out(redis_store, redis, keys):
     await queue_one(redis_store)
-    claims = await redis_store.claim("c", count=1, block_s=1)
+    claims = await redis_store.claim("c", REFERENCE, count=1, block_s=1)
     await redis.delete(keys.super_batch("job", "sb"))  # as its backstop would
     await redis_store.release("c", claims)
     assert await redis_store.queue_depth() == 0
@@ -132,20 +139,21 @@ async def test_a_release_brings_nothing_back_of_what_ran_out(redis_store, redis,
 async def test_a_deleted_job_leaves_no_key(redis_store, redis, keys, monkeypatch):
     monkeypatch.setattr(redis_store_module, "DELETE_BATCH", 3)
     await queue_one(redis_store, job="other")
-    await redis_store.claim("c", count=1, block_s=1)
+    await redis_store.claim("c", REFERENCE, count=1, block_s=1)
     before = await names(redis, keys)
     for i in range(10):
         await queue_one(redis_store, super_batch_id=f"decided-{i}")
         await redis_store.decide(decision("job", f"decided-{i}"), keep_s=60)
     for i in range(4):
         await queue_one(redis_store, super_batch_id=f"open-{i}")
-    for claim in await redis_store.claim("c", count=3, block_s=1):
+    for claim in await redis_store.claim("c", REFERENCE, count=3, block_s=1):
         await redis_store.complete(claim, result_of(claim))
-    await redis_store.claim("c", count=1, block_s=1)
+    await redis_store.claim("c", REFERENCE, count=1, block_s=1)
     await queue_one(redis_store, super_batch_id="dead")
     await redis_store.dead_letter(letter("job", "dead"))
     assert await redis_store.delete_job("job")
-    assert await names(redis, keys) - {"news"} == before
+    assert await names(redis, keys) - before <= {"news"}
+    assert not await redis.zscore(f"{keys.prefix}past_turns:{LINE}", "job")
     assert await accounts(redis_store, "other") == (1, 0, 0, 1)
 
 
@@ -180,7 +188,7 @@ async def test_servers_with_other_prefixes_share_a_redis_and_nothing_else(shared
     await queue_one(redis_store)
     other = RedisSuperBatchStore.from_url(f"{shared_server.url}/0", prefix=key_prefix())
     assert await other.get_job("job") is None
-    assert await other.claim("c", count=1, block_s=0.01) == []
+    assert await other.claim("c", REFERENCE, count=1, block_s=0.01) == []
     assert await other.dead_letter_overdue(now_s=time.time() + 1000) == []
     await other.close()
 
@@ -222,8 +230,8 @@ async def test_large_features_and_results_arrive_whole(redis_store, monkeypatch)
     await submit(redis_store, "job")
     features = [random.Random(i).randbytes(700_000 + i) for i in range(5)]
     shards = [shard("job", number=i, features=blob) for i, blob in enumerate(features)]
-    await redis_store.add_upload("job", "sb", 0, digest="u", positions=(0, 1), shards=shards)
-    claims = await redis_store.claim("c", count=5, block_s=1)
+    await redis_store.add_upload("job", "sb", 0, digest="u", positions=(0, 1), shards=shards, limits=Limits())
+    claims = await redis_store.claim("c", REFERENCE, count=5, block_s=1)
     assert [claim.shard.features for claim in claims] == features
     for i, claim in enumerate(claims):
         await redis_store.complete(claim, result_of(claim, inferred=i))

@@ -16,13 +16,14 @@ from redis.asyncio import Redis
 
 from jest_server.adapters import redis_connection, redis_queue
 from jest_server.adapters import redis_store as redis_store_module
-from jest_server.adapters.redis_keys import GROUP
+from jest_server.adapters.redis_keys import GROUP, line_of
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.errors import StoreUnavailable
 from jest_server.model import SubmitStatus, UploadStatus
 from support.polling import wait_for
 from support.servers import queue_kinds, queue_server_of
 from support.super_batches import (
+    REFERENCE,
     accounts,
     decision,
     letter,
@@ -32,6 +33,8 @@ from support.super_batches import (
     submit,
     upload,
 )
+
+LINE = line_of(REFERENCE.name, REFERENCE.version)
 
 
 @asynccontextmanager
@@ -51,10 +54,12 @@ async def configured(redis, name, value):
 CLAIM_AND_HANG = """
 import asyncio, sys
 from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.model import ReferenceInfo
 
 async def main():
     store = RedisSuperBatchStore.from_url(sys.argv[1], prefix=sys.argv[2])
-    assert len(await store.claim("victim", count=1, block_s=5)) == 1
+    reference = ReferenceInfo.model_validate_json(sys.argv[3])
+    assert len(await store.claim("victim", reference, count=1, block_s=5)) == 1
     sys.stdout.write("claimed\\n")
     sys.stdout.flush()
     await asyncio.sleep(600)
@@ -66,14 +71,15 @@ asyncio.run(main())
 async def test_what_a_killed_process_had_claimed_is_taken_over(shared_server, redis_store, keys):
     await queue_one(redis_store)
     victim = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CLAIM_AND_HANG, f"{shared_server.url}/0", keys.prefix, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", CLAIM_AND_HANG, f"{shared_server.url}/0", keys.prefix, REFERENCE.model_dump_json()),
+        stdout=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(20):
         while await victim.stdout.readline() != b"claimed\n":
             pass  # log lines
     victim.kill()
     await victim.communicate()
-    (claim,) = await wait_for(lambda: redis_store.reclaim("heir", idle_s=0.1, count=1))
+    (claim,) = await wait_for(lambda: redis_store.reclaim("heir", REFERENCE, idle_s=0.1, count=1))
     assert claim.deliveries == 2
     await redis_store.complete(claim, result_of(claim))
     assert await redis_store.get_results("job", "sb") == [result_of(claim)]
@@ -89,7 +95,7 @@ async def test_features_of_an_uploader_that_died_before_queueing_go_soon(redis_s
     monkeypatch.setattr(redis_store, "_add_upload", die)
     with pytest.raises(asyncio.CancelledError):
         await upload(redis_store, "job")
-    assert 0 < await redis.ttl(keys.features("job", "sb", "0-u-0")) <= redis_store_module.UNQUEUED_S
+    assert 0 < await redis.ttl(keys.features("job", "sb", "0-u-000")) <= redis_store_module.UNQUEUED_S
     assert await redis_store.queue_depth() == 0
 
 
@@ -99,7 +105,7 @@ async def test_features_lost_before_queueing_are_told_and_nothing_is_queued(redi
     whole = redis_store._add_upload
 
     async def lose_one(**call):
-        await redis.delete(keys.features("job", "sb", "0-u-1"))
+        await redis.delete(keys.features("job", "sb", "0-u-001"))
         return await whole(**call)
 
     monkeypatch.setattr(redis_store, "_add_upload", lose_one)
@@ -115,16 +121,16 @@ async def test_a_consumer_that_is_long_gone_is_forgotten_unless_it_holds_somethi
 ):
     monkeypatch.setattr(redis_queue, "CONSUMER_FORGOTTEN_S", 0.02)
     await queue_one(redis_store)
-    await redis_store.claim("holds", count=1, block_s=1)
-    await redis_store.claim("gone", count=1, block_s=0.01)
+    await redis_store.claim("holds", REFERENCE, count=1, block_s=1)
+    await redis_store.claim("gone", REFERENCE, count=1, block_s=0.01)
 
     async def remaining():
-        await redis_store.reclaim("alive", idle_s=60, count=1)
-        consumers = await redis.xinfo_consumers(keys.shards, GROUP)
+        await redis_store.reclaim("alive", REFERENCE, idle_s=60, count=1)
+        consumers = await redis.xinfo_consumers(keys.shards(LINE), GROUP)
         return {consumer["name"] for consumer in consumers} <= {"holds", "alive"}
 
     await wait_for(remaining)
-    (claim,) = await redis_store.reclaim("alive", idle_s=0, count=1)
+    (claim,) = await redis_store.reclaim("alive", REFERENCE, idle_s=0, count=1)
     assert claim.deliveries == 2
 
 
@@ -133,13 +139,15 @@ async def test_a_consumer_that_is_long_gone_is_forgotten_unless_it_holds_somethi
 
 async def test_a_cancelled_blocking_read_spoils_nothing(redis_store):
     for _ in range(5):
-        reading = asyncio.create_task(redis_store.claim("c", count=1, block_s=5))
+        reading = asyncio.create_task(redis_store.claim("c", REFERENCE, count=1, block_s=5))
         await asyncio.sleep(0.02)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
     await queue_one(redis_store)
-    claims = await redis_store.claim("c", count=1, block_s=1) or await redis_store.reclaim("c", idle_s=0, count=1)
+    claims = await redis_store.claim("c", REFERENCE, count=1, block_s=1) or await redis_store.reclaim(
+        "c", REFERENCE, idle_s=0, count=1
+    )
     assert claims[0].shard.super_batch_id == "sb"
     assert (await redis_store.get_job("job")).spec.name == "job"
 
@@ -204,18 +212,18 @@ async def test_a_listener_ends_whenever_it_is_cancelled(redis_store):
 
 async def test_a_flushed_server_serves_on(own_server, own_store):
     await queue_one(own_store)
-    (claim,) = claims = await own_store.claim("c", count=1, block_s=1)
+    (claim,) = claims = await own_store.claim("c", REFERENCE, count=1, block_s=1)
     async with Redis.from_url(f"{own_server.url}/0") as redis:
         await redis.flushall()
-    assert await own_store.reclaim("c", idle_s=0, count=1) == []
+    assert await own_store.reclaim("c", REFERENCE, idle_s=0, count=1) == []
     await own_store.keep("c", claims)
     await own_store.release("c", claims)
     await own_store.complete(claim, result_of(claim))
     await queue_one(own_store, super_batch_id="after")
     await own_store.keep("c", claims)  # now there is a stream, and no group
     await own_store.release("c", claims)
-    assert await own_store.reclaim("c", idle_s=0, count=1) == []
-    (claim,) = await own_store.claim("c", count=1, block_s=1)
+    assert await own_store.reclaim("c", REFERENCE, idle_s=0, count=1) == []
+    (claim,) = await own_store.claim("c", REFERENCE, count=1, block_s=1)
     assert claim.shard.super_batch_id == "after"
 
 
@@ -225,7 +233,7 @@ async def test_a_server_that_is_away_is_told_soon_and_found_again(own_server, ow
     for call in (
         own_store.ping(),
         own_store.get_job("job"),
-        own_store.claim("c", count=1, block_s=0.1),
+        own_store.claim("c", REFERENCE, count=1, block_s=0.1),
         submit(own_store, "job", "other"),
         own_store.queue_depth(),
     ):
@@ -234,7 +242,7 @@ async def test_a_server_that_is_away_is_told_soon_and_found_again(own_server, ow
             await call
         assert time.monotonic() - started < redis_connection.ANSWER_TIMEOUT_S
     own_server.start()
-    (claim,) = await own_store.claim("c", count=1, block_s=1)
+    (claim,) = await own_store.claim("c", REFERENCE, count=1, block_s=1)
     assert claim.shard.features == b"features"
 
 
@@ -243,7 +251,7 @@ async def test_a_silent_server_is_told_within_the_time_limit(own_server, own_sto
     await queue_one(own_store)
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
-        for call in (own_store.ping(), own_store.get_job("job"), own_store.claim("c", count=1, block_s=0.1)):
+        for call in (own_store.ping(), own_store.get_job("job"), own_store.claim("c", REFERENCE, count=1, block_s=0.1)):
             started = time.monotonic()
             with pytest.raises(StoreUnavailable, match="nothing came within"):
                 await call
@@ -306,13 +314,13 @@ async def test_acknowledged_writes_survive_a_killed_server(own_server, own_store
     own_server.kill()
     own_server.start()
     assert await accounts(own_store, "job") == (1, 0, 0, 1)
-    assert len(await own_store.claim("c", count=1, block_s=1)) == 1
+    assert len(await own_store.claim("c", REFERENCE, count=1, block_s=1)) == 1
 
 
 async def test_a_full_server_takes_nothing_in_and_lets_everything_out(redis_store, redis):
     for super_batch_id in ("a", "b", "c"):
         await queue_one(redis_store, super_batch_id=super_batch_id)
-    (claim,) = await redis_store.claim("c", count=1, block_s=1)
+    (claim,) = await redis_store.claim("c", REFERENCE, count=1, block_s=1)
     async with configured(redis, "maxmemory", "1"):
         for call in (submit(redis_store, "job", "d"), upload(redis_store, "job", "a", digest="v")):
             with pytest.raises(StoreUnavailable, match="OutOfMemoryError"):
@@ -369,7 +377,7 @@ async def test_hundreds_of_callers_at_once_share_the_connections(redis_store):
 async def test_a_wait_longer_than_one_blocking_read_goes_on(redis_store, monkeypatch):
     monkeypatch.setattr(redis_queue, "BLOCK_S", 0.05)
     monkeypatch.setattr(redis_connection, "ANSWER_TIMEOUT_S", 0.5)
-    waiting = asyncio.create_task(redis_store.claim("c", count=1, block_s=10))
+    waiting = asyncio.create_task(redis_store.claim("c", REFERENCE, count=1, block_s=10))
     await asyncio.sleep(0.7)
     await queue_one(redis_store)
     assert len(await waiting) == 1

@@ -65,13 +65,13 @@ async def test_a_deleted_job_leaves_nothing(any_store, job):
     assert await any_store.list_dead_letters(job, limit=10) == []
     assert await accounts(any_store, job) == (0, 0, 0, 0)
     assert await any_store.queue_depth() == 0
-    assert await any_store.claim("c", count=1, block_s=0.05) == []
+    assert await any_store.claim("c", REFERENCE, count=1, block_s=0.05) == []
 
 
 async def test_a_job_of_a_deleted_ones_name_starts_from_nothing(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)
-    (stale,) = await any_store.claim("c", count=1, block_s=1)
+    (stale,) = await any_store.claim("c", REFERENCE, count=1, block_s=1)
     await any_store.delete_job(job)
     assert (await any_store.create_job(spec(job, seed=5), now_s=2.0))[1]
     await any_store.complete(stale, result_of(stale))
@@ -90,7 +90,7 @@ async def test_deleting_a_job_leaves_others_alone(any_store, job):
         await upload(any_store, name)
     await any_store.delete_job(job)
     assert await accounts(any_store, "job-2") == (1, 0, 0, 1)
-    (claim,) = await any_store.claim("c", count=5, block_s=1)
+    (claim,) = await any_store.claim("c", REFERENCE, count=5, block_s=1)
     assert claim.shard.job == "job-2"
 
 
@@ -181,7 +181,7 @@ async def test_the_same_id_with_other_content_is_a_conflict(any_store, job, othe
 async def test_more_than_the_job_allows_is_not_stored(any_store, job):
     for i in range(3):
         await submit(any_store, job, f"sb-{i}", max_in_flight=3)
-    assert await submit(any_store, job, "sb-3", max_in_flight=3) is SubmitStatus.QUEUE_FULL
+    assert await submit(any_store, job, "sb-3", max_in_flight=3) is SubmitStatus.JOB_FULL
     assert await any_store.get_super_batch(job, "sb-3") is None
     assert await submit(any_store, job, "sb-2", max_in_flight=3) is SubmitStatus.REPEATED
     await any_store.decide(decision(job, "sb-0"), keep_s=60)
@@ -309,7 +309,7 @@ async def test_accounts_balance_whatever_many_do_at_once(any_store, job):
     dice = random.Random(14)
 
     async def score(_):
-        for claim in await any_store.claim(str(dice.random()), count=2, block_s=0.001):
+        for claim in await any_store.claim(str(dice.random()), REFERENCE, count=2, block_s=0.001):
             await any_store.complete(claim, result_of(claim))
 
     async def decide(super_batch_id):

@@ -15,6 +15,7 @@ from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.errors import JestServerError
 from support.servers import queue_kinds, queue_server_of
 from support.super_batches import (
+    REFERENCE,
     accounts,
     decision,
     key_prefix,
@@ -111,11 +112,11 @@ class Twins(RuleBasedStateMachine):
 
     @rule(consumer=CONSUMERS, count=strategies.integers(1, 4))
     def claim(self, consumer, count):
-        self.both_claim(lambda store: store.claim(consumer, count=count, block_s=0))
+        self.both_claim(lambda store: store.claim(consumer, REFERENCE, count=count, block_s=0))
 
     @rule(consumer=CONSUMERS, count=strategies.integers(1, 2))
     def reclaim(self, consumer, count):
-        self.both_claim(lambda store: store.reclaim(consumer, idle_s=0, count=count))
+        self.both_claim(lambda store: store.reclaim(consumer, REFERENCE, idle_s=0, count=count))
 
     @precondition(lambda self: self.claims)
     @rule(number=strategies.integers(0, 99), inferred=strategies.integers(0, 2))

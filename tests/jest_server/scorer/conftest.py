@@ -17,7 +17,7 @@ from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.errors import ReferenceModelError
 from jest_server.metrics import ScorerMetrics
-from jest_server.model import JobSpec, PolicySpec, ReferenceInfo, ReferenceInput, Shard, Submission
+from jest_server.model import JobSpec, Limits, PolicySpec, ReferenceInfo, ReferenceInput, Shard, Submission
 from jest_server.scorer.worker import Worker
 from jest_server.settings import ScorerSettings
 
@@ -91,7 +91,7 @@ class Bench:
             keys=tuple(keys),
             digest="d",
         )
-        await self.store.submit(submission, max_in_flight=100, ttl_s=60, now_s=time.time())
+        await self.store.submit(submission, limits=Limits(), ttl_s=60, now_s=time.time())
         array = np.array(values if values is not None else range(len(keys)), np.int64)
         packed = records.pack({"tensors": [{"name": "x", "datatype": "INT64", "shape": array.shape}]}, array.data)
         shard = Shard(
@@ -104,7 +104,9 @@ class Bench:
             features=packed if features is None else features,
         )
         positions = tuple(range(len(keys)))
-        await self.store.add_upload(self.job, super_batch_id, 0, digest="u", positions=positions, shards=[shard])
+        await self.store.add_upload(
+            self.job, super_batch_id, 0, digest="u", positions=positions, shards=[shard], limits=Limits()
+        )
         return super_batch_id
 
     async def scored(self, super_batch_id):

@@ -167,7 +167,7 @@ async def test_what_is_unfinished_at_the_end_is_given_back_at_once(bench):
 
 async def test_a_shard_of_a_silent_scorer_is_taken_over(bench):
     super_batch_id = await bench.queue(["a"])
-    (claim,) = await bench.store.claim("silent", count=1, block_s=1)
+    (claim,) = await bench.store.claim("silent", await bench.model.info(), count=1, block_s=1)
     assert claim.shard.super_batch_id == super_batch_id
     async with bench.working(reclaim_idle_s=0.3):
         await bench.scored(super_batch_id)
@@ -178,16 +178,16 @@ async def test_a_scorer_that_is_slow_but_alive_keeps_its_shard(bench):
     async with bench.working(reclaim_idle_s=1.0):
         super_batch_id = await bench.queue(["a"])
         await asyncio.sleep(1.5)
-        assert await bench.store.reclaim("greedy", idle_s=1.0, count=1) == []
+        assert await bench.store.reclaim("greedy", await bench.model.info(), idle_s=1.0, count=1) == []
         bench.model.gate.set()
         await bench.scored(super_batch_id)
 
 
 async def test_a_shard_that_outlives_too_many_scorers_is_set_aside(bench):
     super_batch_id = await bench.queue(["a"])
-    await bench.store.claim("dies-0", count=1, block_s=1)
+    await bench.store.claim("dies-0", await bench.model.info(), count=1, block_s=1)
     for i in range(1, 3):
-        await bench.store.reclaim(f"dies-{i}", idle_s=0, count=100)
+        await bench.store.reclaim(f"dies-{i}", await bench.model.info(), idle_s=0, count=100)
     async with bench.working(max_deliveries=3, reclaim_idle_s=0.1):
         letter = await bench.dead(super_batch_id)
     assert letter.reason == "TOO_MANY_DELIVERIES"

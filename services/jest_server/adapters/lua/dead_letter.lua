@@ -1,13 +1,10 @@
 -- Takes a super-batch out of flight and keeps a letter that tells why. Needs let_go.
 --
--- KEYS 1 dead letters (hash)  2 their order (zset)  3 counters (hash)  4 super-batch (hash)  5 results (hash)
---      6 in flight (zset)  7 shards (stream)  8 news (stream)
+-- KEYS 1 dead letters (hash)  2 their order (zset)  3 counters (hash)
 -- ARGV 1 job  2 super-batch id  3 letter (JSON)  4 time (s)  5 most letters kept  6 time to live of the letters (ms)
---      7 group  8 prefix of the features' keys
+--      7 group  8 prefix of all keys
 -- Returns 1, or 0 if the super-batch was not in flight.
-local keys = {super_batch = KEYS[4], results = KEYS[5], in_flight = KEYS[6], shards = KEYS[7], news = KEYS[8]}
-keys.features = ARGV[8]
-if not let_go(keys, ARGV[7], ARGV[1], ARGV[2]) then
+if not let_go(ARGV[8], ARGV[7], ARGV[1], ARGV[2]) then
   return 0
 end
 redis.call('HINCRBY', KEYS[3], 'dead_lettered', 1)

@@ -1,9 +1,7 @@
 -- Records a decision and takes the super-batch out of flight, once. Needs let_go.
 --
--- KEYS 1 decision (string)  2 index of decisions (zset)  3 dead letters (hash)  4 counters (hash)  5 super-batch (hash)
---      6 results (hash)  7 in flight (zset)  8 shards (stream)  9 news (stream)
--- ARGV 1 job  2 super-batch id  3 decision (JSON)  4 keep (ms)  5 group  6 prefix of the features' keys
---      7.. counter, increment pairs
+-- KEYS 1 decision (string)  2 index of decisions (zset)  3 dead letters (hash)  4 counters (hash)
+-- ARGV 1 job  2 super-batch id  3 decision (JSON)  4 keep (ms)  5 group  6 prefix of all keys  7.. counter, increment pairs
 -- Returns the recorded decision, or "dead" or "unknown".
 local job, id, decision, keep_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local recorded = redis.call('GET', KEYS[1])
@@ -13,9 +11,7 @@ end
 if redis.call('HEXISTS', KEYS[3], id) == 1 then
   return 'dead'
 end
-local keys = {super_batch = KEYS[5], results = KEYS[6], in_flight = KEYS[7], shards = KEYS[8], news = KEYS[9]}
-keys.features = ARGV[6]
-if not let_go(keys, ARGV[5], job, id) then
+if not let_go(ARGV[6], ARGV[5], job, id) then
   return 'unknown'
 end
 redis.call('SET', KEYS[1], decision, 'PX', keep_ms)

@@ -1,24 +1,35 @@
--- Loaded before decide, dead_letter and delete_job: what all three do to a super-batch that leaves flight.
+-- Loaded before decide, dead_letter and delete_job: what all three do to a super-batch that leaves flight. Needs turns and
+-- usage.
 --
 -- It starts with ZREM, a command that Redis runs when its memory is full, and once a script has written, Redis lets it
 -- finish: so a full server can always be relieved.
 --
--- keys: super_batch, results, in_flight, shards, news (names of keys), features (what the names of its features start with)
--- Returns false, and changes nothing, if the super-batch was not in flight.
-local function let_go(keys, group, job, id)
-  if redis.call('ZREM', keys.in_flight, job .. '/' .. id) == 0 then
+-- prefix: of all keys. Returns false, and changes nothing, if the super-batch was not in flight.
+local function let_go(prefix, group, job, id)
+  local member = job .. '/' .. id
+  if redis.call('ZREM', prefix .. 'in_flight', member) == 0 then
     return false
   end
-  for _, field in ipairs(redis.call('HKEYS', keys.super_batch)) do
+  local super_batch, usage = prefix .. 'super_batch:' .. member, prefix .. 'usage'
+  local line = redis.call('HGET', super_batch, 'line') or ''
+  local stream = prefix .. 'shards:' .. line
+  for _, field in ipairs(redis.call('HKEYS', super_batch)) do
     if string.sub(field, 1, 6) == 'shard:' then
-      local entry = redis.call('HGET', keys.super_batch, field)
-      redis.call('XACK', keys.shards, group, entry)
-      redis.call('XDEL', keys.shards, entry)
-      redis.call('UNLINK', keys.features .. string.sub(field, 7))
+      local shard_id, state = string.sub(field, 7), redis.call('HGET', super_batch, field)
+      if string.sub(state, 1, 8) == 'waiting:' then
+        take_out_of_line(prefix, line, job, id .. '/' .. shard_id)
+      else
+        redis.call('XACK', stream, group, state)
+        redis.call('XDEL', stream, state)
+      end
+      redis.call('ZREM', prefix .. 'queued', member .. '/' .. shard_id)
+      redis.call('UNLINK', prefix .. 'features:' .. member .. '/' .. shard_id)
     end
   end
-  redis.call('UNLINK', keys.super_batch, keys.results)
-  redis.call('XADD', keys.news, 'MAXLEN', '~', 4096, '*', 'job', job, 'id', id)
+  account(usage, 'super_batches', job, id, -1)
+  account(usage, 'bytes', job, id, -used(usage, 'bytes', member))
+  redis.call('UNLINK', super_batch, prefix .. 'results:' .. member)
+  redis.call('XADD', prefix .. 'news', 'MAXLEN', '~', 4096, '*', 'job', job, 'id', id)
   return true
 end
 
