@@ -141,11 +141,27 @@ async def test_a_shard_that_fails_while_the_model_works_is_set_aside_alone(bench
     assert (counters.submitted, counters.dead_lettered, counters.in_flight) == (2, 1, 1)
 
 
-async def test_a_shard_for_another_version_is_set_aside(bench):
+async def test_shards_for_another_version_are_left_to_who_serves_it(bench):
     async with bench.working():
-        letter = await bench.dead(await bench.queue(["a"], version="older"))
+        older = await bench.queue(["a"], version="older")
+        await bench.scored(await bench.queue(["b"]))
+        assert await bench.store.get_results(bench.job, older) == []
+    assert await bench.store.queue_depth() == 1
+
+
+async def test_a_shard_in_hand_whose_version_is_gone_is_set_aside(bench):
+    bench.model.gate.clear()
+    async with bench.working() as worker:
+        super_batch_id = await bench.queue(["a"])
+        await until_true(lambda: worker._in_hand)
+        before = bench.model.version
+        bench.model.is_ready = False
+        bench.model.gate.set()
+        await until_true(lambda: not worker.ready)
+        bench.model.version, bench.model.is_ready = "newer", True
+        letter = await bench.dead(super_batch_id)
     assert letter.reason == "REFERENCE_CHANGED"
-    assert "'older'" in letter.detail
+    assert f"{before!r}, served is ('ref', 'newer')" in letter.detail
     assert not bench.model.embedded
 
 
