@@ -152,6 +152,37 @@ def rounding(
     _tell(result, benchmark.tables(result), json_file)
 
 
+@bench.command("scorer")
+def bench_scorer(
+    *,
+    model_repository: Annotated[Path, typer.Option(help="Triton model repository with the model jest_reference.")],
+    examples: Annotated[int, typer.Option(min=1, help="Examples that the jobs share.")] = 20_000,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a super-batch.")] = 1_000,
+    scorers: Annotated[int, typer.Option(min=1, help="Scorer processes.")] = 2,
+    jobs: Annotated[str, typer.Option(help="Numbers of jobs that share the data, with commas between.")] = "1,2,4,8",
+    apart: Annotated[str, typer.Option(help="The same for jobs that share nothing.")] = "1,2,4,8",
+    runs: Annotated[int, typer.Option(min=1, help="Runs that count, after one that does not.")] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the scorers: throughput, cache, and what several jobs over the same data cost."""
+    from jest_server.bench import scorer as benchmark  # noqa: PLC0415 - loads torch
+
+    try:
+        options = benchmark.Options(
+            model_repository=model_repository,
+            examples=examples,
+            rows=rows,
+            scorers=scorers,
+            jobs=tuple(map(int, jobs.split(","))),
+            apart=tuple(map(int, apart.split(","))),
+            runs=runs,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    result = benchmark.measure(options, _say)
+    _tell(result, benchmark.tables(result), json_file)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
