@@ -183,6 +183,25 @@ def bench_scorer(
     _tell(result, benchmark.tables(result), json_file)
 
 
+@bench.command()
+def memory(
+    *,
+    model_repository: Annotated[Path, typer.Option(help="Triton model repository with the model jest_reference.")],
+    seconds: Annotated[float, typer.Option(help="How long.")] = 600.0,
+    overload: Annotated[float, typer.Option(help="How many times as much is offered as can be embedded.")] = 10.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Watch the memory of every process while producers offer ten times too much."""
+    from jest_server.bench import memory as benchmark  # noqa: PLC0415 - loads what only a benchmark needs
+
+    try:
+        options = benchmark.Options(model_repository=model_repository, seconds=seconds, overload=overload)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    result = benchmark.measure(options, _say)
+    _tell(result, benchmark.tables(result), json_file)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -18,6 +18,8 @@ ScopedJobName = Annotated[
 ]
 """What the server calls it: a tenant's jobs bear the tenant's name in front."""
 SuperBatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+DECISIONS_KEPT = 10_000
+"""Of each job, unless a deployment says otherwise."""
 Fallback = Literal["fail", "uniform", "hard_learner"]
 
 
@@ -285,6 +287,14 @@ class Decision(Record):
     fallback_reason: str
     timings_s: dict[str, float]
     decided_at_s: float
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long decisions are kept, and how many of a job at most."""
+
+    seconds: float
+    count: int
 
 
 class DeadLetter(Record):

@@ -114,9 +114,10 @@ class SuperBatchStore(Protocol):
     async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
         """Returns the results of all scored shards of a super-batch in flight."""
 
-    async def decide(self, decision: Decision, *, keep_s: float) -> Decision:
-        """Records the decision for ``keep_s`` seconds and takes the super-batch out of flight, once.
+    async def decide(self, decision: Decision, *, keep_s: float, keep_count: int = 10_000) -> Decision:
+        """Records the decision and takes the super-batch out of flight, once.
 
+        The record is kept for ``keep_s`` seconds, or until there are ``keep_count`` newer ones of the job.
         Returns the recorded decision, the earlier one if there was one. Counters grow only with the first. What the
         super-batch held (features, results, queued shards) is released.
 

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jest_server.model import DECISIONS_KEPT
+
 
 class ProcessSettings(BaseSettings):
     """What every server process needs."""
@@ -70,6 +72,8 @@ class SelectorSettings(ProcessSettings):
     shard_examples: int = Field(default=128, ge=1)
     """Uploads are cut into shards of this many examples, the unit that a scorer takes."""
     decision_keep_s: float = Field(default=7 * 86400.0, gt=0)
+    """How long a decision is kept, unless there are newer ones of its job than the next tells."""
+    decisions_kept: int = Field(default=DECISIONS_KEPT, ge=1)
     compute_threads: int = Field(default=1, ge=1)
     """Selections computed at the same time; each uses all of torch's threads."""
     device: str = "auto"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jest_server.adapters.memory_line import Line, Place
 from jest_server.errors import DeadLettered, JobUnknown, SuperBatchUnknown
 from jest_server.model import (
+    DECISIONS_KEPT,
     Claim,
     Counters,
     DeadLetter,
@@ -269,7 +270,7 @@ class MemorySuperBatchStore:
         held = self._held(job, super_batch_id)
         return [] if held is None else list(held.results.values())
 
-    async def decide(self, decision: Decision, *, keep_s: float) -> Decision:
+    async def decide(self, decision: Decision, *, keep_s: float, keep_count: int = DECISIONS_KEPT) -> Decision:
         """See the port."""
         job, super_batch_id = decision.job, decision.super_batch_id
         recorded = await self.get_decision(job, super_batch_id)
@@ -283,6 +284,8 @@ class MemorySuperBatchStore:
         until = time.monotonic() + keep_s
         state.decisions[super_batch_id] = (decision, until)
         heapq.heappush(state.ends, (until, super_batch_id))
+        while len(state.ends) > keep_count:
+            del state.decisions[heapq.heappop(state.ends)[1]]
         state.add(
             selected=1,
             in_flight=-1,

@@ -15,6 +15,7 @@ from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, line_of, memb
 from jest_server.adapters.redis_queue import RedisShardQueue, pack_shard
 from jest_server.errors import DeadLettered, JobUnknown, StoreUnavailable, SuperBatchUnknown
 from jest_server.model import (
+    DECISIONS_KEPT,
     Counters,
     DeadLetter,
     Decision,
@@ -291,7 +292,7 @@ class RedisSuperBatchStore(RedisShardQueue):
             results += [_unpack_result(blob) for blob in held if blob is not None]
         return results
 
-    async def decide(self, decision: Decision, *, keep_s: float) -> Decision:
+    async def decide(self, decision: Decision, *, keep_s: float, keep_count: int = DECISIONS_KEPT) -> Decision:
         """See the port."""
         job, super_batch_id = decision.job, decision.super_batch_id
         increments = {
@@ -318,6 +319,7 @@ class RedisSuperBatchStore(RedisShardQueue):
                     milliseconds(keep_s),
                     GROUP,
                     self._keys.prefix,
+                    keep_count,
                     *(part for pair in increments.items() for part in pair),
                 ],
             )

@@ -66,7 +66,7 @@ class Run:
 class BenchJob:
     """A job of one rank that goes through a data set once, some super-batches at a time."""
 
-    def __init__(self, address: str, name: str, *, rows: int, at_a_time: int, weight: float = 1.0) -> None:
+    def __init__(self, address: str, name: str, *, rows: int, at_a_time: int, ttl_s: int = 1800) -> None:
         self._channel = grpc.insecure_channel(address)
         self._selection = selection_pb2_grpc.SelectionServiceStub(self._channel)
         self._jobs = jobs_pb2_grpc.JobServiceStub(self._channel)
@@ -78,10 +78,9 @@ class BenchJob:
             reference_model="jest_reference",
             policy=jobs_pb2.SelectionPolicy(sub_batch_size=max(1, rows // KEPT), num_chunks=1),
             max_in_flight=at_a_time,
-            weight=weight,
         )
         spec.reference_timeout.FromSeconds(int(TIMEOUT_S))
-        spec.super_batch_ttl.FromSeconds(int(TIMEOUT_S))
+        spec.super_batch_ttl.FromSeconds(ttl_s)
         self.job = self._jobs.CreateJob(jobs_pb2.CreateJobRequest(spec=spec), timeout=TIMEOUT_S).job
 
     def train(self, data: DataSet, *, keys: str = "example") -> Run:
@@ -106,6 +105,11 @@ class BenchJob:
         self._channel.close()
 
     def _converse(self, data: DataSet, start: int, keys: str) -> selection_pb2.SelectSubBatchResponse:
+        self.submit(data, start, keys)
+        return self.select(start, keys)
+
+    def submit(self, data: DataSet, start: int, keys: str) -> None:
+        """Submits the super-batch that starts at this row, and uploads what is missing."""
         ids: dict[str, Any] = {"job": self._name, "super_batch_id": f"{keys}-{start}"}
         request = selection_pb2.SubmitSuperBatchRequest(
             **ids, rank=0, world_size=1, example_keys=[f"{keys}-{start + row}" for row in range(self._rows)]
@@ -118,6 +122,10 @@ class BenchJob:
             self._selection.UploadExamples(
                 _stream(selection_pb2.UploadExamplesRequest, upload, buffers), timeout=TIMEOUT_S
             )
+
+    def select(self, start: int, keys: str) -> selection_pb2.SelectSubBatchResponse:
+        """Has a submitted super-batch selected."""
+        ids: dict[str, Any] = {"job": self._name, "super_batch_id": f"{keys}-{start}"}
         learner = np.eye(self._rows, LEARNER_WIDTH, dtype=np.float32)
         specs, buffers = encode({"image_embedding": learner, "text_embedding": learner})
         outputs = selection_pb2.LearnerEmbeddings(scale=1.0, bias=0.0)

@@ -101,6 +101,14 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: object
     return peak
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory that a process and its descendants have in RAM; what they share counts for each of them."""
+    total = _field(Path(f"/proc/{pid}/status"), "VmRSS")
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        total += sum(resident_bytes(int(child)) for child in children.read_text().split())
+    return total
+
+
 def free_memory() -> int:
     """Bytes that could be allocated now without swapping."""
     return _meminfo("MemAvailable")

@@ -1,4 +1,4 @@
-"""Everything between a job and the reference model, to measure: Valkey, Triton, a selector and scorers on loopback."""
+"""Everything between a job and the reference model, to measure: queue, cache, Triton, selector and scorers."""
 
 from __future__ import annotations
 
@@ -33,31 +33,49 @@ class ScoringStack:
         model_repository: with the reference model ``jest_reference``.
         scorers: how many scorer processes.
         settings: of the scorers.
+        selector_settings: of the selector.
+        cache_bytes: memory of the cache, which evicts beyond it; 0: as much as it takes.
 
     Raises:
         ServerStartError: If a part does not come up.
     """
 
-    def __init__(self, model_repository: Path, *, scorers: int, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        model_repository: Path,
+        *,
+        scorers: int,
+        settings: Mapping[str, object] | None = None,
+        selector_settings: Mapping[str, object] | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="jest-bench-"))
         name, executable = next(iter(executables().items()))
         self.stands_on = f"queue and cache in {name.capitalize()}"
-        self.valkey = ValkeyServer(self.folder / "valkey", executable=executable, append_only=False)
+        self.queue = ValkeyServer(self.folder / "queue", executable=executable, append_only=False)
+        self.cache = ValkeyServer(
+            self.folder / "cache",
+            executable=executable,
+            append_only=False,
+            max_memory_policy="allkeys-lru",
+            max_memory_bytes=cache_bytes,
+        )
         self.triton = TritonServer(model_repository, self.folder)
         self.scorers: list[OwnProcess] = []
         self._scorer_count = scorers
         self._scorer_settings = settings or {}
+        self._selector_settings = selector_settings or {}
         self._exit = ExitStack()
 
     @property
     def queue_url(self) -> str:
         """Redis of the queue."""
-        return f"{self.valkey.url}/0"
+        return f"{self.queue.url}/0"
 
     @property
     def cache_url(self) -> str:
         """Redis of the cache."""
-        return f"{self.valkey.url}/1"
+        return f"{self.cache.url}/0"
 
     @property
     def address(self) -> str:
@@ -67,7 +85,8 @@ class ScoringStack:
     def __enter__(self) -> Self:
         self._exit.callback(shutil.rmtree, self.folder, ignore_errors=True)
         try:
-            self._start(self.valkey)
+            self._start(self.queue)
+            self._start(self.cache)
             self._start(self.triton)
             shared = {"queue_url": self.queue_url, "cache_url": self.cache_url, "drain_delay_s": 0}
             for number in range(self._scorer_count):
@@ -77,7 +96,8 @@ class ScoringStack:
                 settings = {**shared, **scoring, **self._scorer_settings}
                 self.scorers.append(OwnProcess(f"scorer-{number}", "jest_server.scorer", log, settings))
                 self._start(self.scorers[-1])
-            self.selector = OwnProcess("selector", "jest_server.selector", self.folder / "selector.log", shared)
+            settings = {**shared, **self._selector_settings}
+            self.selector = OwnProcess("selector", "jest_server.selector", self.folder / "selector.log", settings)
             self._start(self.selector)
         except BaseException:
             self._exit.close()

@@ -14,6 +14,7 @@ from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_
 from jest_server import logs, metrics, serving
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.model import Retention
 from jest_server.selector.assembly import Assemblies
 from jest_server.selector.jobs import Jobs
 from jest_server.selector.scheduling import SelectionScheduler
@@ -47,7 +48,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
         scheduler,
         counts,
         device=_device(settings.device),
-        decision_keep_s=settings.decision_keep_s,
+        keep=Retention(settings.decision_keep_s, settings.decisions_kept),
     )
     server = serving.GrpcServer(settings, counts.rpc, max_message_bytes=settings.max_message_bytes)
     submissions = Submissions(store, cache, jobs, settings)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from jest_server.metrics import SelectorMetrics
-    from jest_server.model import Job, PolicySpec, SuperBatch
+    from jest_server.model import Job, PolicySpec, Retention, SuperBatch
     from jest_server.ports import EmbeddingCache, SuperBatchStore
     from jest_server.selector.assembly import Assemblies, Assembly, LearnerOutputs
     from jest_server.selector.jobs import Jobs
@@ -88,7 +88,7 @@ class Selections:
         metrics: SelectorMetrics,
         *,
         device: torch.device,
-        decision_keep_s: float,
+        keep: Retention,
     ) -> None:
         self._store = store
         self._cache = cache
@@ -97,7 +97,7 @@ class Selections:
         self._scheduler = scheduler
         self._metrics = metrics
         self._device = device
-        self._decision_keep_s = decision_keep_s
+        self._keep = keep
         self._waiting: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -251,7 +251,7 @@ class Selections:
         }
         record_at = time.monotonic()
         decision = decision.model_copy(update={"timings_s": timings})
-        recorded = await self._store.decide(decision, keep_s=self._decision_keep_s)
+        recorded = await self._store.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
         if recorded == decision:
             self._observe(recorded, record_s=time.monotonic() - record_at)
         rows = tuple(len(super_batch.submissions[rank].keys) for rank in range(assembly.world_size))

@@ -106,3 +106,12 @@ async def test_nothing_is_remembered_of_what_holds_nothing(own_server, own_store
     await upload(own_store, "red~one", "a", features=BLOB)
     await own_store.decide(decision("red~one", "a"), keep_s=60)
     assert await own_store._client.exists("{jest}:usage") == 0
+
+
+async def test_of_many_decisions_the_newest_are_kept(any_store, job):
+    for number in range(5):
+        await submit(any_store, job, f"sb-{number}")
+        await any_store.decide(decision(job, f"sb-{number}"), keep_s=60 + number, keep_count=2)
+    found = [await any_store.get_decision(job, f"sb-{number}") is not None for number in range(5)]
+    assert found == [False, False, False, True, True]
+    assert (await any_store.counters(job)).selected == 5
