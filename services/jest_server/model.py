@@ -142,6 +142,41 @@ class ReferenceInfo(Record):
         return 2 * 2 * self.embedding_width
 
 
+class Announced(Record):
+    """A version of a reference model, as its scorers announced it."""
+
+    reference: ReferenceInfo
+    since_s: float
+    """When it was announced for the first time, in seconds since 1970."""
+    served: bool
+    """Whether scorers serve it at the moment."""
+
+
+class LineState(Record):
+    """The line in which shards wait for one version of a reference model."""
+
+    model: str
+    version: str
+    waiting: dict[str, int]
+    """Shards that wait, by job; only jobs with some."""
+    scoring: int
+    """Shards in scorers' hands."""
+
+
+class CacheStats(Record):
+    """What the embedding cache says of itself, of all models together."""
+
+    values: int
+    """Embeddings and leases held."""
+    used_bytes: int
+    max_bytes: int
+    """0: no limit."""
+    hits: int
+    """Reads since it started that found a value; and the others."""
+    misses: int
+    evicted: int
+
+
 class Submission(Record):
     """One rank's rows of a super-batch."""
 
@@ -194,6 +229,18 @@ class UploadStatus(enum.Enum):
     REPEATED = "repeated"
     GONE = "gone"
     """The super-batch is not in flight any more."""
+    JOB_FULL = "job"
+    TENANT_FULL = "tenant"
+    SERVER_FULL = "server"
+
+
+class RequeueStatus(enum.Enum):
+    """What became of a dead letter that was to be queued again."""
+
+    REQUEUED = "requeued"
+    NO_LETTER = "none"
+    FORGOTTEN = "forgotten"
+    """What was submitted is not kept any more."""
     JOB_FULL = "job"
     TENANT_FULL = "tenant"
     SERVER_FULL = "server"

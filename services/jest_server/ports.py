@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from jest_server.model import (
+        Announced,
+        CacheStats,
         Claim,
         Counters,
         DeadLetter,
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
         JobSpec,
         Lease,
         Limits,
+        LineState,
         News,
         ReferenceInfo,
+        RequeueStatus,
         Shard,
         ShardResult,
         Submission,
@@ -67,6 +71,9 @@ class SuperBatchStore(Protocol):
     async def get_reference(self, name: str) -> ReferenceInfo | None:
         """Returns the model as it is served: of several versions the one that was announced last for the first time."""
 
+    async def list_references(self) -> list[Announced]:
+        """Returns every version of every model that is remembered, by model and then newest first."""
+
     # Super-batches
 
     async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
@@ -90,6 +97,28 @@ class SuperBatchStore(Protocol):
 
     async def list_dead_letters(self, job: str, *, limit: int) -> list[DeadLetter]:
         """Returns the newest ``limit`` dead letters of the job, newest first."""
+
+    async def drop_dead_letter(self, job: str, super_batch_id: str) -> bool:
+        """Forgets a dead letter; False if there was none. The accounts go on counting it as dead-lettered.
+
+        Its id may be submitted anew, as another super-batch.
+        """
+
+    async def requeue(
+        self,
+        job: str,
+        super_batch_id: str,
+        reference: ReferenceInfo | None,
+        *,
+        limits: Limits,
+        ttl_s: float,
+        now_s: float,
+    ) -> RequeueStatus:
+        """Puts a dead-lettered super-batch back in flight as it was submitted, for ``reference``, without its uploads.
+
+        ``dead_lettered`` shrinks and ``in_flight`` grows by one. What was submitted is kept for a day, and of each job
+        for the newest 100 letters.
+        """
 
     async def add_upload(
         self,
@@ -128,6 +157,12 @@ class SuperBatchStore(Protocol):
 
     async def get_decision(self, job: str, super_batch_id: str) -> Decision | None: ...
 
+    async def list_decisions(self, job: str, *, before: str, limit: int) -> tuple[list[Decision], str]:
+        """Returns up to ``limit`` decisions that are kept, those first that are kept longest, and where to go on.
+
+        ``before`` is empty for the first page, else what the page before returned; that is empty with the last page.
+        """
+
     async def dead_letter(self, letter: DeadLetter) -> bool:
         """Takes the super-batch out of flight, keeps the letter and tells the news; False if it was not in flight."""
 
@@ -162,6 +197,9 @@ class SuperBatchStore(Protocol):
 
     async def release(self, consumer: str, claims: Sequence[Claim]) -> None:
         """Hands unfinished shards back, for another consumer to take at once; their deliveries do not grow by this."""
+
+    async def lines(self) -> list[LineState]:
+        """Returns every line that holds a shard, by model and version."""
 
     async def queue_depth(self) -> int:
         """Shards queued or being scored."""
@@ -206,6 +244,9 @@ class EmbeddingCache(Protocol):
 
     async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
         """Ends the owner's leases on these keys, so that others need not wait."""
+
+    async def stats(self) -> CacheStats:
+        """Returns how full the cache is, and how often it had what was asked for."""
 
     async def ping(self) -> None:
         """Raises ``StoreUnavailable`` unless the cache answers."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jest_server.batches import batched
 from jest_server.embedding_codec import CODECS, decoded
-from jest_server.model import Lease
+from jest_server.model import CacheStats, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,7 @@ class MemoryEmbeddingCache:
         self._held_bytes = 0
         self._values: OrderedDict[Key, bytes] = OrderedDict()
         self._leases: dict[Key, tuple[str, float]] = {}
+        self._hits = self._misses = self._evicted = 0
 
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """See the port."""
@@ -54,6 +55,7 @@ class MemoryEmbeddingCache:
         while self._held_bytes > self._max_bytes:
             _, evicted = self._values.popitem(last=False)
             self._held_bytes -= len(evicted)
+            self._evicted += 1
         return dict(zip(values, self._codec.decode(kept, width), strict=True))
 
     async def take(
@@ -81,6 +83,17 @@ class MemoryEmbeddingCache:
         for name in self._held(reference, keys, owner):
             del self._leases[name]
 
+    async def stats(self) -> CacheStats:
+        """See the port."""
+        return CacheStats(
+            values=len(self._values) + len(self._leases),
+            used_bytes=self._held_bytes,
+            max_bytes=self._max_bytes,
+            hits=self._hits,
+            misses=self._misses,
+            evicted=self._evicted,
+        )
+
     async def ping(self) -> None:
         """See the port."""
 
@@ -100,7 +113,10 @@ class MemoryEmbeddingCache:
 
     def _touched(self, key: Key) -> bytes | None:
         value = self._values.get(key)
-        if value is not None:
+        if value is None:
+            self._misses += 1
+        else:
+            self._hits += 1
             self._values.move_to_end(key)
         return value
 

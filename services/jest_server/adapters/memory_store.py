@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from jest_server.adapters.memory_line import Line, Place
 from jest_server.errors import DeadLettered, JobUnknown, SuperBatchUnknown
 from jest_server.model import (
     DECISIONS_KEPT,
+    Announced,
     Claim,
     Counters,
     DeadLetter,
@@ -22,8 +24,10 @@ from jest_server.model import (
     Job,
     JobSpec,
     Limits,
+    LineState,
     News,
     ReferenceInfo,
+    RequeueStatus,
     Shard,
     ShardResult,
     Submission,
@@ -33,9 +37,10 @@ from jest_server.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 LETTERS_KEPT = 1000
+SET_ASIDE_KEPT = 100
 NEWS_KEPT = 4096
 """Of what a listener has not taken yet; the oldest go first."""
 
@@ -98,6 +103,12 @@ class _JobState:
     ends: list[tuple[float, str]] = field(default_factory=list)
     """Heap of the decisions' ends."""
     letters: dict[str, DeadLetter] = field(default_factory=dict)
+    set_aside: dict[str, _InFlight] = field(default_factory=dict)
+    """By super-batch id: what was submitted of those that were dead-lettered."""
+
+    def oldest_letter(self, among: Iterable[str]) -> str:
+        """Of some super-batches the one whose letter was written first."""
+        return min(among, key=lambda name: (self.letters[name].at_s, name))
 
     def add(self, **increments: int) -> None:
         """Changes the accounts."""
@@ -177,6 +188,15 @@ class MemorySuperBatchStore:
         """See the port."""
         served = [known for known in self._references.values() if known.info.name == name and self._served(known)]
         return max(served, key=lambda known: known.since).info if served else None
+
+    async def list_references(self) -> list[Announced]:
+        """See the port."""
+        known = sorted(self._references.values(), key=lambda known: (known.info.name, -known.since))
+        offset_s = time.time() - time.monotonic()
+        return [
+            Announced(reference=known.info, since_s=known.since + offset_s, served=self._served(known))
+            for known in known
+        ]
 
     # Super-batches
 
@@ -307,6 +327,27 @@ class MemorySuperBatchStore:
         decision, _ = state.decisions.get(super_batch_id, (None, 0.0))
         return decision
 
+    async def list_decisions(self, job: str, *, before: str, limit: int) -> tuple[list[Decision], str]:
+        """See the port."""
+        state = self._jobs.get(job)
+        if state is None:
+            return [], ""
+        state.forget_decisions()
+        found = sorted((f"{until:020.6f}:{name}" for name, (_, until) in state.decisions.items()), reverse=True)
+        page = [place for place in found if not before or place < before][: limit + 1]
+        decisions = [state.decisions[place.partition(":")[2]][0] for place in page[:limit]]
+        return decisions, page[limit - 1] if len(page) > limit else ""
+
+    async def lines(self) -> list[LineState]:
+        """See the port."""
+        states = []
+        for model, version in sorted({queued.version for queued in self._queue.values()}):
+            queued = [queued for queued in self._queue.values() if queued.version == (model, version)]
+            waiting = Counter(queued.shard.job for queued in queued if queued.consumer is None)
+            scoring = sum(queued.consumer is not None for queued in queued)
+            states.append(LineState(model=model, version=version, waiting=dict(waiting), scoring=scoring))
+        return states
+
     async def dead_letter(self, letter: DeadLetter) -> bool:
         """See the port."""
         state = self._jobs.get(letter.job)
@@ -314,12 +355,52 @@ class MemorySuperBatchStore:
             return False
         state.add(dead_lettered=1, in_flight=-1)
         state.letters[letter.super_batch_id] = letter
-        while len(state.letters) > LETTERS_KEPT:
-            del state.letters[
-                min(state.letters.values(), key=lambda held: (held.at_s, held.super_batch_id)).super_batch_id
-            ]
+        state.set_aside[letter.super_batch_id] = state.in_flight[letter.super_batch_id]
         self._let_go(state, letter.super_batch_id)
+        while len(state.set_aside) > SET_ASIDE_KEPT:
+            del state.set_aside[state.oldest_letter(state.set_aside)]
+        while len(state.letters) > LETTERS_KEPT:
+            del state.letters[state.oldest_letter(state.letters)]
         return True
+
+    async def drop_dead_letter(self, job: str, super_batch_id: str) -> bool:
+        """See the port."""
+        state = self._jobs.get(job)
+        if state is None or super_batch_id not in state.letters:
+            return False
+        state.set_aside.pop(super_batch_id, None)
+        del state.letters[super_batch_id]
+        return True
+
+    async def requeue(
+        self,
+        job: str,
+        super_batch_id: str,
+        reference: ReferenceInfo | None,
+        *,
+        limits: Limits,
+        ttl_s: float,
+        now_s: float,
+    ) -> RequeueStatus:
+        """See the port."""
+        state = self._jobs.get(job)
+        if state is None or super_batch_id not in state.letters:
+            return RequeueStatus.NO_LETTER
+        if super_batch_id not in state.set_aside:
+            return RequeueStatus.FORGOTTEN
+        full = limits.whose_is_reached(self._held_by(job, lambda _: 1), more=1)
+        if full is not None:
+            return RequeueStatus(full)
+        before = state.set_aside.pop(super_batch_id)
+        del state.letters[super_batch_id]
+        held = _InFlight(reference, before.world_size, before.step, now_s, now_s + ttl_s)
+        held.submissions = {
+            rank: submission.model_copy(update={"reference": reference})
+            for rank, submission in before.submissions.items()
+        }
+        state.in_flight[super_batch_id] = held
+        state.add(dead_lettered=-1, in_flight=1)
+        return RequeueStatus.REQUEUED
 
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
         """See the port."""

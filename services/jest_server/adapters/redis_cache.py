@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jest_server.adapters.redis_connection import answering, connect, milliseconds, run, script
 from jest_server.batches import batched
 from jest_server.embedding_codec import CODECS, decoded
-from jest_server.model import Lease
+from jest_server.model import CacheStats, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,6 +97,22 @@ class RedisEmbeddingCache:
         for batch in batched(keys, _BATCH):
             async with answering("cache"):
                 await self._give_back(keys=[_lease(space, key) for key in batch], args=[owner])
+
+    async def stats(self) -> CacheStats:
+        """See the port."""
+        async with answering("cache"), self._client.pipeline(transaction=False) as pipe:
+            pipe.dbsize()
+            pipe.info("memory")
+            pipe.info("stats")
+            values, memory, stats = await run(pipe)
+        return CacheStats(
+            values=values,
+            used_bytes=memory["used_memory"],
+            max_bytes=memory["maxmemory"],
+            hits=stats["keyspace_hits"],
+            misses=stats["keyspace_misses"],
+            evicted=stats["evicted_keys"],
+        )
 
     async def ping(self) -> None:
         """See the port."""

@@ -18,6 +18,8 @@ LINE is a digest that names a version of a reference model.
 | {jest}:decided:JOB | zset | ids of the job's decisions by their end (ms) | as long as the last of them |
 | {jest}:dead:JOB | hash | super-batch id -> DeadLetter (JSON), the newest 1,000 | 30 days after the last |
 | {jest}:dead_order:JOB | zset | super-batch ids by time (s) | with the letters |
+| {jest}:set_aside:JOB/ID | hash | what was submitted of a dead-lettered super-batch, of the newest 100 | a day |
+| {jest}:models | set | names of reference models that were announced | until all their versions are forgotten |
 | {jest}:reference:MODEL | hash | version -> ReferenceInfo as announced, since when, until when (JSON) | a day |
 | {jest}:queued | zset | JOB/ID/SHARD by time of queueing (ms): shards queued or being scored | until empty |
 | {jest}:lines | hash | LINE -> model and version (JSON) | an entry while the model's versions are remembered |
@@ -70,6 +72,11 @@ class Keys:
     def in_flight(self) -> str:
         """Super-batches in flight, of all jobs."""
         return f"{self.prefix}in_flight"
+
+    @property
+    def models(self) -> str:
+        """Reference models that were announced."""
+        return f"{self.prefix}models"
 
     @property
     def queued(self) -> str:
@@ -133,6 +140,10 @@ class Keys:
     def dead_order(self, job: str) -> str:
         """Key of the order of a job's dead letters."""
         return f"{self.prefix}dead_order:{job}"
+
+    def set_aside(self, job: str, super_batch_id: str) -> str:
+        """Key of what was submitted of a dead-lettered super-batch."""
+        return f"{self.prefix}set_aside:{member(job, super_batch_id)}"
 
     def reference(self, model: str) -> str:
         """Key of what a reference model's scorers announced, by version."""

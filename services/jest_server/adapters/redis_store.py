@@ -16,13 +16,16 @@ from jest_server.adapters.redis_queue import RedisShardQueue, pack_shard
 from jest_server.errors import DeadLettered, JobUnknown, StoreUnavailable, SuperBatchUnknown
 from jest_server.model import (
     DECISIONS_KEPT,
+    Announced,
     Counters,
     DeadLetter,
     Decision,
     Job,
     JobSpec,
     Limits,
+    LineState,
     ReferenceInfo,
+    RequeueStatus,
     ShardResult,
     Submission,
     SubmitStatus,
@@ -43,6 +46,9 @@ VERSION_KEPT_S = 86400.0
 """How long a version of a reference model is remembered that is not served any more."""
 LETTERS_KEPT = 1000
 LETTERS_KEEP_S = 30 * 86400.0
+SET_ASIDE_KEPT = 100
+SET_ASIDE_KEEP_S = 86400.0
+"""Of how many of a job's dead letters, and for how long, it is kept what was submitted."""
 DELETE_BATCH = 5000
 """Decisions that one step of a job's deletion forgets."""
 RESULT_BATCH = 32
@@ -64,6 +70,7 @@ class RedisSuperBatchStore(RedisShardQueue):
         self._add_upload = script(self._client, "turns", "usage", "add_upload")
         self._decide = script(self._client, "turns", "usage", "let_go", "decide")
         self._dead_letter = script(self._client, "turns", "usage", "let_go", "dead_letter")
+        self._requeue = script(self._client, "usage", "requeue")
         self._delete_job = script(self._client, "turns", "usage", "let_go", "delete_job")
 
     @classmethod
@@ -133,14 +140,34 @@ class RedisSuperBatchStore(RedisShardQueue):
         """See the port."""
         async with answering("queue"):
             await self._announce(
-                keys=[self._keys.reference(info.name)],
-                args=[info.version, info.model_dump_json(), milliseconds(ttl_s), milliseconds(VERSION_KEPT_S)],
+                keys=[self._keys.reference(info.name), self._keys.models],
+                args=[
+                    info.version,
+                    info.model_dump_json(),
+                    milliseconds(ttl_s),
+                    milliseconds(VERSION_KEPT_S),
+                    info.name,
+                ],
             )
 
     async def get_reference(self, name: str) -> ReferenceInfo | None:
         """See the port."""
         served = [version for version in await self._versions(name) if version.served]
         return max(served, key=lambda version: version.since_ms).info if served else None
+
+    async def list_references(self) -> list[Announced]:
+        """See the port."""
+        async with answering("queue"):
+            names = sorted(text(name) for name in await self._client.smembers(self._keys.models))
+        found = []
+        for name in names:
+            versions = await self._versions(name)
+            if not versions:
+                async with answering("queue"):
+                    await self._client.srem(self._keys.models, name)
+            versions.sort(key=lambda version: version.since_ms, reverse=True)
+            found += [Announced(reference=v.info, since_s=v.since_ms / 1000, served=v.served) for v in versions]
+        return found
 
     async def _versions(self, name: str) -> list[_Version]:
         """All versions of a model that are remembered."""
@@ -336,6 +363,36 @@ class RedisSuperBatchStore(RedisShardQueue):
             held = await self._client.get(self._keys.decision(job, super_batch_id))
         return None if held is None else Decision.model_validate_json(held)
 
+    async def list_decisions(self, job: str, *, before: str, limit: int) -> tuple[list[Decision], str]:
+        """See the port."""
+        async with answering("queue"):
+            indexed: Any = await self._client.zrange(self._keys.decided(job), 0, -1, desc=True, withscores=True)
+        found = sorted((_place(int(ends_ms), text(name)) for name, ends_ms in indexed), reverse=True)
+        page = [place for place in found if not before or place < before][: limit + 1]
+        names = [place.partition(":")[2] for place in page[:limit]]
+        async with answering("queue"):
+            held: Any = await self._client.mget([self._keys.decision(job, n) for n in names]) if names else []
+        kept = [Decision.model_validate_json(record) for record in held if record is not None]
+        return kept, page[limit - 1] if len(page) > limit else ""
+
+    async def lines(self) -> list[LineState]:
+        """See the port."""
+        async with answering("queue"):
+            lines: Any = await self._client.hgetall(self._keys.lines)
+        found = []
+        for line, held in sorted((text(line), json.loads(held)) for line, held in lines.items()):
+            async with answering("queue"):
+                jobs = [text(job) for job in await self._client.zrange(self._keys.turns(line), 0, -1)]
+            async with answering("queue"), self._client.pipeline(transaction=False) as pipe:
+                pipe.xlen(self._keys.shards(line))
+                for job in jobs:
+                    pipe.zcard(self._keys.waiting(line, job))
+                scoring, *waiting = await run(pipe)
+            counts = {job: count for job, count in zip(jobs, waiting, strict=True) if count}
+            if counts or scoring:
+                found.append(LineState(**held, waiting=counts, scoring=scoring))
+        return sorted(found, key=lambda line: (line.model, line.version))
+
     async def dead_letter(self, letter: DeadLetter) -> bool:
         """See the port."""
         job, super_batch_id = letter.job, letter.super_batch_id
@@ -346,6 +403,8 @@ class RedisSuperBatchStore(RedisShardQueue):
                         self._keys.dead(job),
                         self._keys.dead_order(job),
                         self._keys.counters(job),
+                        self._keys.super_batch(job, super_batch_id),
+                        self._keys.set_aside(job, super_batch_id),
                     ],
                     args=[
                         job,
@@ -356,9 +415,56 @@ class RedisSuperBatchStore(RedisShardQueue):
                         milliseconds(LETTERS_KEEP_S),
                         GROUP,
                         self._keys.prefix,
+                        SET_ASIDE_KEPT,
+                        milliseconds(SET_ASIDE_KEEP_S),
                     ],
                 )
             )
+
+    async def drop_dead_letter(self, job: str, super_batch_id: str) -> bool:
+        """See the port."""
+        async with answering("queue"), self._client.pipeline(transaction=True) as pipe:
+            pipe.hdel(self._keys.dead(job), super_batch_id)
+            pipe.zrem(self._keys.dead_order(job), super_batch_id)
+            pipe.unlink(self._keys.set_aside(job, super_batch_id))
+            return bool((await run(pipe))[0])
+
+    async def requeue(
+        self,
+        job: str,
+        super_batch_id: str,
+        reference: ReferenceInfo | None,
+        *,
+        limits: Limits,
+        ttl_s: float,
+        now_s: float,
+    ) -> RequeueStatus:
+        """See the port."""
+        async with answering("queue"):
+            status = await self._requeue(
+                keys=[
+                    self._keys.dead(job),
+                    self._keys.dead_order(job),
+                    self._keys.counters(job),
+                    self._keys.super_batch(job, super_batch_id),
+                    self._keys.set_aside(job, super_batch_id),
+                    self._keys.in_flight,
+                    self._keys.usage,
+                ],
+                args=[
+                    job,
+                    super_batch_id,
+                    now_s,
+                    now_s + ttl_s,
+                    limits.job,
+                    limits.tenant,
+                    limits.server,
+                    milliseconds(ttl_s + BACKSTOP_S),
+                    _REFERENCE.dump_json(reference),
+                    "" if reference is None else line_of(reference.name, reference.version),
+                ],
+            )
+        return RequeueStatus(text(status))
 
     async def bytes_held(self, job: str) -> Limits:
         """See the port."""
@@ -431,6 +537,11 @@ class RedisSuperBatchStore(RedisShardQueue):
             )
         parts = (text(found).partition("/") for found in members)
         return [(job, super_batch_id) for job, _, super_batch_id in parts]
+
+
+def _place(ends_ms: int, super_batch_id: str) -> str:
+    """Where a decision is in the order of its job's: sorts as the pair does."""
+    return f"{ends_ms:015d}:{super_batch_id}"
 
 
 @dataclass(frozen=True)

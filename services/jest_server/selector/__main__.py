@@ -14,9 +14,9 @@ from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_
 from jest_server import logs, metrics, serving
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.jobs import Jobs
 from jest_server.model import Retention
 from jest_server.selector.assembly import Assemblies
-from jest_server.selector.jobs import Jobs
 from jest_server.selector.scheduling import SelectionScheduler
 from jest_server.selector.selections import Selections
 from jest_server.selector.service import JobServicer, SelectionServicer

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from jest_core import Embeddings, ExampleLosses, PairLosses, select_sub_batch
+from jest_server.jobs import policy_of
 from jest_server.selector.assembly import LossesOfModels
-from jest_server.selector.jobs import policy_of
 from jest_server.selector.scratch import ScratchMatrix
 
 if TYPE_CHECKING:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
     import torch
 
+    from jest_server.jobs import Jobs
     from jest_server.metrics import SelectorMetrics
     from jest_server.model import Job, PolicySpec, Retention, SuperBatch
     from jest_server.ports import EmbeddingCache, SuperBatchStore
     from jest_server.selector.assembly import Assemblies, Assembly, LearnerOutputs
-    from jest_server.selector.jobs import Jobs
 
 POLL_S = 1.0
 """How long a wait for news lasts before the store is asked; only lost news make it matter."""

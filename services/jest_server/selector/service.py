@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from jest_server.jobs import Jobs
     from jest_server.selector.assembly import Assemblies, Outcome
-    from jest_server.selector.jobs import Jobs
     from jest_server.selector.selections import Selections
     from jest_server.selector.submissions import Submissions
     from jest_server.settings import SelectorSettings

@@ -13,18 +13,18 @@ import numpy as np
 from jest_proto.tensors import as_numpy, content_digest
 from jest_server import records
 from jest_server.errors import Conflict, DeadLettered, InvalidField, SuperBatchUnknown
+from jest_server.jobs import policy_of
 from jest_server.model import Shard, Submission, SubmitStatus, UploadStatus
 from jest_server.selector.bounds import Bounds
-from jest_server.selector.jobs import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jest_proto.tensors import Bytes
     from jest_proto.v1 import tensors_pb2
+    from jest_server.jobs import Jobs
     from jest_server.model import JobSpec, ReferenceInfo, SuperBatch
     from jest_server.ports import EmbeddingCache, SuperBatchStore
-    from jest_server.selector.jobs import Jobs
     from jest_server.settings import SelectorSettings
 
 _FULL = {

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from jest_proto.v1 import jobs_pb2 as pb
 from jest_server.errors import InvalidField
+from jest_server.jobs import schedule_of
 from jest_server.model import JobSpec, PolicySpec, ScheduleSpec
 from jest_server.security import tenants
-from jest_server.selector.jobs import schedule_of
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper

@@ -209,6 +209,17 @@ async def test_any_number_of_takers_at_once_compute_each_value_once(make_cache):
     assert sorted(computed) == sorted(keys)
 
 
+async def test_a_cache_tells_how_full_it_is_and_how_often_it_had_what_was_asked_for(cache):
+    before, info = await cache.stats(), reference()
+    await cache.put(info, {"a": VALUE, "b": VALUE})
+    filled = await cache.stats()
+    await cache.get(info, ["a", "b", "c"])
+    after = await cache.stats()
+    assert filled.values - before.values == 2
+    assert filled.used_bytes > before.used_bytes
+    assert (after.hits - filled.hits, after.misses - filled.misses) == (2, 1)
+
+
 @pytest.fixture(params=queue_kinds())
 def server(request, tmp_path):
     with queue_server_of(request.param, tmp_path) as server:
@@ -258,6 +269,7 @@ async def test_a_cache_that_is_full_or_away_says_so(server):
     server.stop()
     for call in (
         cache.ping(),
+        cache.stats(),
         cache.get(info, ["a"]),
         cache.put(info, {"a": VALUE}),
         cache.take(info, ["a"], owner="one", ttl_s=1),

@@ -49,7 +49,7 @@ async def test_all_keys_have_the_prefix_and_all_but_the_documented_expire(own_se
     await store.dead_letter(letter("job", "dead"))
     await store.announce_reference(REFERENCE, ttl_s=5)
     lasting = {
-        *(keys.jobs, keys.weights, keys.in_flight, keys.usage, keys.queued, keys.lines, keys.news),
+        *(keys.jobs, keys.weights, keys.in_flight, keys.usage, keys.queued, keys.lines, keys.news, keys.models),
         *(keys.counters("job"), keys.shards(LINE), keys.turns(LINE), keys.waiting(LINE, "job")),
     }
     expiring = {
@@ -63,6 +63,7 @@ async def test_all_keys_have_the_prefix_and_all_but_the_documented_expire(own_se
         keys.dead_order("job"),
         keys.reference("ref"),
         keys.bell(LINE),
+        keys.set_aside("job", "dead"),
         f"{keys.prefix}now:{LINE}",
     }
     async with Redis.from_url(f"{own_server.url}/0", decode_responses=True) as redis:

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from jest_server.adapters.memory_store import MemorySuperBatchStore
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.errors import JestServerError
+from jest_server.model import Limits
 from support.servers import queue_kinds, queue_server_of
 from support.super_batches import (
     REFERENCE,
@@ -141,6 +142,15 @@ class Twins(RuleBasedStateMachine):
     def dead_letter(self, job, super_batch):
         self.both(lambda store: store.dead_letter(letter(job, super_batch, at_s=self.now_s)))
 
+    @rule(job=JOBS, super_batch=SUPER_BATCHES)
+    def drop_dead_letter(self, job, super_batch):
+        self.both(lambda store: store.drop_dead_letter(job, super_batch))
+
+    @rule(job=JOBS, super_batch=SUPER_BATCHES, most=strategies.integers(0, 2))
+    def requeue(self, job, super_batch, most):
+        limits = Limits(job=most)
+        self.both(lambda store: store.requeue(job, super_batch, REFERENCE, limits=limits, ttl_s=50.0, now_s=self.now_s))
+
     @rule(seconds=strategies.sampled_from([1.0, 10.0]))
     def time_passes(self, seconds):
         self.now_s += seconds
@@ -166,6 +176,7 @@ class Twins(RuleBasedStateMachine):
             names = [(job, name) for job in ("job-1", "job-2") for name in "abcd"]
             return await asyncio.gather(
                 store.queue_depth(),
+                store.lines(),
                 store.list_jobs(after="", limit=10),
                 *(accounts(store, job) for job in ("job-1", "job-2")),
                 *(store.list_dead_letters(job, limit=10) for job in ("job-1", "job-2")),

@@ -12,10 +12,10 @@ from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from jest_server import serving
 from jest_server.adapters.memory_store import MemorySuperBatchStore
 from jest_server.errors import RateLimited
+from jest_server.jobs import Jobs
 from jest_server.metrics import SelectorMetrics
 from jest_server.security import rate
 from jest_server.security.rate import BURST_S, RateLimit
-from jest_server.selector.jobs import Jobs
 from jest_server.selector.service import JobServicer
 from jest_server.settings import ProcessSettings
 

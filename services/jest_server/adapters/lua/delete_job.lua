@@ -20,6 +20,9 @@ for _, member in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do
     let_go(prefix, ARGV[3], job, string.sub(member, #start + 1))
   end
 end
+for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+  redis.call('UNLINK', prefix .. 'set_aside:' .. job .. '/' .. id)
+end
 for _, line in ipairs(redis.call('HKEYS', KEYS[8])) do
   redis.call('ZREM', prefix .. 'past_turns:' .. line, job)
 end
