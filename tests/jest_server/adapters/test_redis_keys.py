@@ -9,6 +9,7 @@ import uuid
 import pytest
 from redis.asyncio import Redis
 
+from jest_server.adapters import redis_registry
 from jest_server.adapters import redis_store as redis_store_module
 from jest_server.adapters.redis_keys import GROUP, Keys, line_of
 from jest_server.adapters.redis_store import RedisSuperBatchStore
@@ -138,7 +139,7 @@ async def test_a_release_brings_nothing_back_of_what_ran_out(redis_store, redis,
 
 
 async def test_a_deleted_job_leaves_no_key(redis_store, redis, keys, monkeypatch):
-    monkeypatch.setattr(redis_store_module, "DELETE_BATCH", 3)
+    monkeypatch.setattr(redis_registry, "DELETE_BATCH", 3)
     await queue_one(redis_store, job="other")
     await redis_store.claim("c", REFERENCE, count=1, block_s=1)
     before = await names(redis, keys)
