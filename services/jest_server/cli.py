@@ -35,6 +35,14 @@ def scorer() -> None:
 
 
 @app.command()
+def control() -> None:
+    """Run the REST service, configured by JEST_* environment variables."""
+    from jest_server.control.__main__ import main as run  # noqa: PLC0415 - loads what only this process needs
+
+    run()
+
+
+@app.command()
 def up(
     model_repository: Annotated[
         Path, typer.Option(help="Triton model repository with the reference model and its encoders.")

@@ -9,6 +9,8 @@ JestServerError
 ├── ChecksumMismatch      bytes changed on the way                   DATA_LOSS           400
 ├── JobUnknown            no such job                                NOT_FOUND           404
 ├── SuperBatchUnknown     never submitted, or long forgotten         NOT_FOUND           404
+├── DeadLetterUnknown     none of this super-batch                   NOT_FOUND           404
+├── NotKept               it was there, for a limited time           FAILED_PRECONDITION 409
 ├── Conflict              the same id with other content             ALREADY_EXISTS      409
 │   └── JobConflict       the name is taken by another job spec      ALREADY_EXISTS      409
 ├── QueueFull             a limit on what is in flight               RESOURCE_EXHAUSTED  429
@@ -159,6 +161,22 @@ class ReferenceTimeout(JestServerError):
     code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
     reason = "REFERENCE_TIMEOUT"
+
+
+class DeadLetterUnknown(JestServerError):
+    """There is no dead letter of this super-batch."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    reason = "DEAD_LETTER_UNKNOWN"
+
+
+class NotKept(JestServerError):
+    """What is asked for was there once, and is kept for a limited time only."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+    reason = "NOT_KEPT"
 
 
 @dataclass(eq=False)

@@ -21,6 +21,19 @@ class RpcMetrics:
         )
 
 
+class ControlMetrics:
+    """What the REST service counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.duration = Histogram(
+            "jest_http_request_duration_seconds",
+            "Time from a request's start to its answer.",
+            ["method", "route", "code"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+
 class SelectorMetrics:
     """What the selector knows."""
 

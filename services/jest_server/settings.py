@@ -39,6 +39,7 @@ class ProcessSettings(BaseSettings):
     health_listen: str = ""
     """Host and port for health checks alone, in plain text and without tokens, for probes that speak no TLS."""
     metrics_listen: str = "127.0.0.1:9101"
+    max_world_size: int = Field(default=4096, ge=1)
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_delay_s: float = Field(default=0.5, ge=0)
@@ -68,7 +69,6 @@ class SelectorSettings(ProcessSettings):
     """Features that wait in the queue's Redis for scorers, all jobs together."""
     max_feature_bytes_per_tenant: int = Field(default=0, ge=0)
     max_feature_bytes_per_job: int = Field(default=2 << 30, ge=0)
-    max_world_size: int = Field(default=4096, ge=1)
     shard_examples: int = Field(default=128, ge=1)
     """Uploads are cut into shards of this many examples, the unit that a scorer takes."""
     decision_keep_s: float = Field(default=7 * 86400.0, gt=0)
@@ -106,3 +106,10 @@ class ScorerSettings(ProcessSettings):
     max_attempts: int = Field(default=3, ge=1)
     """Failures of one shard, while the reference model works for others, before it is dead-lettered."""
     announce_interval_s: float = Field(default=3.0, gt=0)
+
+
+class ControlSettings(ProcessSettings):
+    """The REST service's own; ``listen`` is where it speaks HTTP."""
+
+    listen: str = "127.0.0.1:50053"
+    metrics_listen: str = "127.0.0.1:9103"

@@ -1,0 +1,1 @@
+"""The REST view of what the stores know: jobs, models, queue, cache, dead letters, decisions."""

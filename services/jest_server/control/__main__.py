@@ -1,0 +1,148 @@
+"""Wires the REST service: `python -m jest_server.control`, configured by the environment (see settings)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from jest_server import logs, metrics, serving
+from jest_server.adapters.redis_cache import RedisEmbeddingCache
+from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.control.app import create_app
+from jest_server.control.guard import Guard
+from jest_server.jobs import Jobs
+from jest_server.security.rate import RateLimit
+from jest_server.security.tokens import Tokens
+from jest_server.security.transport import TlsFiles, require_safe, tls_files
+from jest_server.settings import ControlSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jest_server.ports import EmbeddingCache, SuperBatchStore
+
+RENEW_S = 1.0
+"""How often TLS files are looked at for changes."""
+_log = logs.get_logger()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to this process' own drain."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+async def serve(settings: ControlSettings, store: SuperBatchStore, cache: EmbeddingCache, stop: asyncio.Event) -> None:
+    """Runs the service on the given stores until ``stop`` is set, then drains.
+
+    Raises:
+        ValueError: If the settings would let strangers in, or name files that cannot be used.
+    """
+    tls = tls_files(settings)
+    require_safe(settings, tls)
+    registry = CollectorRegistry()
+    tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
+    rate = RateLimit(settings.max_calls_per_s) if settings.max_calls_per_s else None
+    jobs = Jobs(store, max_world_size=settings.max_world_size)
+    app = create_app(store, cache, jobs, needs_token=tokens is not None, stopping=stop.is_set)
+    guarded = Guard(app, metrics=metrics.ControlMetrics(registry), tokens=tokens, rate=rate)
+    config = uvicorn.Config(guarded, log_config=None, access_log=False, server_header=False, lifespan="off")
+    config.timeout_graceful_shutdown = round(settings.grace_s)
+    config.load()
+    config.ssl = None if tls is None else _ssl_context(tls)
+    server = _Server(config)
+    listening = _listen(settings.listen)
+    metrics_port = metrics.expose(registry, settings.metrics_listen)
+    serving_ = asyncio.create_task(server.serve(sockets=[listening]))
+    _log.info("control listens", port=listening.getsockname()[1], metrics_port=metrics_port)
+    renewing = asyncio.create_task(_renew(tls, config.ssl)) if tls is not None and config.ssl is not None else None
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait({waiting, serving_}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not serving_.done():
+        _log.info("control drains")
+        await asyncio.sleep(settings.drain_delay_s)
+        server.should_exit = True
+    await serving_
+    if renewing is not None:
+        renewing.cancel()
+    await store.close()
+    await cache.close()
+    _log.info("control stopped")
+
+
+def main(settings: ControlSettings | None = None) -> None:
+    """Runs the service on Redis."""
+    settings = settings or ControlSettings()
+    logs.configure(process="control", log_format=settings.log_format, level=settings.log_level)
+
+    async def run() -> None:
+        store = RedisSuperBatchStore.from_url(settings.queue_url)
+        cache = RedisEmbeddingCache.from_url(settings.cache_url, precision=settings.cache_precision)
+        await serve(settings, store, cache, serving.stop_on_signals())
+
+    asyncio.run(run())
+
+
+def _listen(listen: str) -> socket.socket:
+    """Opens the port.
+
+    Raises:
+        OSError: If it cannot be had.
+    """
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def _ssl_context(files: TlsFiles) -> ssl.SSLContext:
+    """TLS as for gRPC.
+
+    Raises:
+        ValueError: If a file cannot be used.
+    """
+    files.read()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        if files.client_ca is not None:
+            context.load_verify_locations(files.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ssl.SSLError as error:
+        raise ValueError(f"TLS files {files.certificate}, {files.key} are not usable: {error.reason}") from error
+    return context
+
+
+async def _renew(files: TlsFiles, context: ssl.SSLContext) -> None:
+    """Lets new connections see renewed files. A CA that is taken out of its file stays trusted until a restart."""
+    current = files.read()
+    while True:
+        await asyncio.sleep(RENEW_S)
+        try:
+            found = files.read()
+            if found != current:
+                _load_again(files, context)
+                current = found
+        except (ValueError, ssl.SSLError) as error:
+            _log.error("TLS files are not usable: the certificate read before stays in use", error=str(error))
+
+
+def _load_again(files: TlsFiles, context: ssl.SSLContext) -> None:
+    context.load_cert_chain(files.certificate, files.key)
+    if files.client_ca is not None:
+        context.load_verify_locations(files.client_ca)
+    _log.info("TLS certificate renewed", certificate=str(files.certificate))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What every request passes before and after: who calls, how often, how much it sends, and how long it took."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from jest_server.control import problems
+from jest_server.errors import JestServerError, TooLarge
+from jest_server.security import tenants
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+    from typing import Any
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from jest_server.metrics import ControlMetrics
+    from jest_server.security.rate import RateLimit
+    from jest_server.security.tokens import Tokens
+
+API: Final = "/v1"
+MAX_BODY_BYTES = 64 << 10
+_METHODS: Final = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+class Guard:
+    """ASGI middleware. Health and the description of the API need no token: they tell what is published anyway."""
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: ControlMetrics, tokens: Tokens | None = None, rate: RateLimit | None = None
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._tokens = tokens
+        self._rate = rate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, code = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+            await send(message)
+
+        try:
+            if scope["path"].startswith(f"{API}/"):
+                self._let_in(_headers(scope))
+            body = await _whole_body(receive)
+            await self._app(scope, _replayed(body, receive), watched)
+        except JestServerError as error:
+            await problems.of(error)(scope, receive, watched)
+        finally:
+            method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.duration.labels(method, route, str(code)).observe(time.perf_counter() - started)
+
+    def _let_in(self, headers: dict[str, str]) -> None:
+        if self._tokens is not None:
+            tenants.enter(self._tokens.tenant_of(headers.get("authorization")))
+        if self._rate is not None:
+            self._rate.take(tenants.current(), now_s=time.monotonic())
+
+
+def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    """Receives all of a request, as long as it is small: no request of this API needs more.
+
+    Raises:
+        TooLarge: As soon as it is more than may be.
+    """
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise TooLarge(f"the body is more than {MAX_BODY_BYTES} bytes, the limit", field_name="body")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives the body once more, then what else may come."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

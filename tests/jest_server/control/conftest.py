@@ -1,0 +1,50 @@
+"""The REST service over the in-memory stores, asked as a client would."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from jest_server.adapters.memory_cache import MemoryEmbeddingCache
+from jest_server.adapters.memory_store import MemorySuperBatchStore
+from jest_server.control.app import create_app
+from jest_server.control.guard import Guard
+from jest_server.jobs import Jobs
+from jest_server.metrics import ControlMetrics
+from support.super_batches import REFERENCE, spec
+
+
+class Control:
+    """What a test of the service touches."""
+
+    def __init__(self) -> None:
+        self.store = MemorySuperBatchStore()
+        self.cache = MemoryEmbeddingCache()
+        self.registry = CollectorRegistry()
+        self.is_stopping = False
+        self.app = create_app(
+            self.store, self.cache, Jobs(self.store, max_world_size=64), stopping=lambda: self.is_stopping
+        )
+        self.options = {}
+
+    def client(self):
+        guarded = Guard(self.app, metrics=ControlMetrics(self.registry), **self.options)
+        transport = httpx.ASGITransport(guarded, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://control")
+
+
+@pytest.fixture
+async def control():
+    control = Control()
+    await control.store.announce_reference(REFERENCE, ttl_s=60)
+    await control.store.create_job(spec("job", max_in_flight=2), now_s=time.time())
+    return control
+
+
+@pytest.fixture
+async def client(control):
+    async with control.client() as client:
+        yield client
