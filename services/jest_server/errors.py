@@ -16,7 +16,7 @@ JestServerError
 ├── QueueFull             a limit on what is in flight               RESOURCE_EXHAUSTED  429
 ├── RateLimited           more calls in a second than allowed        RESOURCE_EXHAUSTED  429
 ├── ReferenceMissing      rows without reference embeddings          FAILED_PRECONDITION 409
-├── ReferenceUnavailable  no scorer serves the reference model       FAILED_PRECONDITION 503
+├── ReferenceUnavailable  no scorer serves the reference model       FAILED_PRECONDITION 409
 ├── ReferenceTimeout      embeddings late, fallback is "fail"        UNAVAILABLE         503
 ├── WaitTimeout           the caller's deadline came first           DEADLINE_EXCEEDED   504
 ├── DeadLettered          the super-batch was set aside              ABORTED             410
@@ -151,7 +151,7 @@ class ReferenceUnavailable(JestServerError):
     """No scorer announces this reference model at the moment."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
-    http_status = 503
+    http_status = 409
     reason = "REFERENCE_UNAVAILABLE"
 
 

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from jest_server.errors import InvalidField, JestServerError, Unauthenticated
 from jest_server.logs import get_logger
@@ -22,6 +23,7 @@ MEDIA_TYPE = "application/problem+json"
 VALUE_SHOWN = 100
 """Characters of a wrong value that an answer repeats."""
 
+_METHODS = ("DELETE", "GET", "POST")
 _log = get_logger()
 
 
@@ -82,10 +84,22 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return _answer(InvalidField.http_status, detail, InvalidField.reason, {}, {}, violations)
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException), "registered for this type alone"
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_allowed(request))
     reason = HTTPStatus(error.status_code).name
-    return _answer(error.status_code, str(error.detail), reason, dict(error.headers or {}), {}, [])
+    return _answer(error.status_code, str(error.detail), reason, headers, {}, [])
+
+
+def _allowed(request: Request) -> list[str]:
+    """All methods of the path: the framework tells those of its first route alone."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

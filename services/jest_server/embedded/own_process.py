@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -71,3 +72,17 @@ class OwnProcess:
             except grpc.RpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class OwnHttpProcess(OwnProcess):
+    """The same for a process that speaks HTTP in plain text: ready when ``/readyz`` says so."""
+
+    def _serves(self) -> bool:
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=_CHECK_TIMEOUT_S)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except http.client.HTTPException:
+            return False
+        finally:
+            connection.close()

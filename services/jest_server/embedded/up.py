@@ -1,7 +1,7 @@
 """The whole stack on one machine: real parts where they are to be had, named stand-ins where not.
 
-Valkey (from its wheel) or `redis-server` holds queue and cache, Triton (from its wheel) the reference model; selector
-and scorer are processes of their own. A part that dies is started again, on the same port and with the same files.
+Valkey (from its wheel) or `redis-server` holds queue and cache, Triton (from its wheel) the reference model; selector,
+scorer and control are processes of their own. A part that dies is started again, on the same port and with the same files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import typer
 
-from jest_server.embedded.own_process import OwnProcess
+from jest_server.embedded.own_process import OwnHttpProcess, OwnProcess
 from jest_server.embedded.process import LOOPBACK, ServerStartError
 from jest_server.embedded.triton import TritonServer
 from jest_server.embedded.valkey import ValkeyServer
@@ -83,6 +83,7 @@ class Stack:
         self.valkey: ValkeyServer | None = None
         self.triton: TritonServer | None = None
         self.scorer: OwnProcess | None = None
+        self.control: OwnProcess | None = None
         self._model_repository = model_repository
         self._reference_model = reference_model
         self._port = port
@@ -163,6 +164,8 @@ class Stack:
         }
         if self.scorer is not None:
             found["scorer metrics"] = f"http://{LOOPBACK}:{self.scorer.metrics_port}/metrics"
+        if self.control is not None:
+            found["control (REST)"] = f"http://{LOOPBACK}:{self.control.port}/v1/jobs"
         if self.valkey is not None:
             found["queue and cache"] = self.valkey.url
         if self.triton is not None:
@@ -208,7 +211,8 @@ class Stack:
         shared |= {"queue_url": f"{self.valkey.url}/0", "cache_url": f"{self.valkey.url}/1"}
         self.scorer = OwnProcess("scorer", "jest_server.scorer", log / "scorer.log", shared | scoring)
         self.selector = OwnProcess("selector", "jest_server.selector", log / "selector.log", shared, port=self._port)
-        return {"scorer": self.scorer, "selector": self.selector}
+        self.control = OwnHttpProcess("control", "jest_server.control", log / "control.log", shared)
+        return {"scorer": self.scorer, "selector": self.selector, "control": self.control}
 
     def _start(self, name: str, part: Part) -> None:
         part.start()
