@@ -34,11 +34,28 @@ class ControlMetrics:
         )
 
 
+class EmbeddingFileMetrics:
+    """What a process knows of the embeddings in files behind its cache."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.hits = Counter(
+            "jest_embedding_file_hits", "Reference embeddings that were found in files.", registry=registry
+        )
+        self.problems = Counter(
+            "jest_embedding_file_problems",
+            "Files, manifests and rows that could not be used, by what was wrong.",
+            ["kind"],
+            registry=registry,
+        )
+        self.rows = Gauge("jest_embedding_file_rows", "Rows of the files that are listed.", registry=registry)
+
+
 class SelectorMetrics:
     """What the selector knows."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.rpc = RpcMetrics(registry)
+        self.embedding_files = EmbeddingFileMetrics(registry)
         self.decisions = Counter(
             "jest_selector_decisions",
             "Decisions recorded, by the fallback that was used.",
@@ -90,6 +107,7 @@ class ScorerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.rpc = RpcMetrics(registry)
+        self.embedding_files = EmbeddingFileMetrics(registry)
         self.shards = Counter(
             "jest_scorer_shards", "Shards taken, by what became of them.", ["outcome"], registry=registry
         )

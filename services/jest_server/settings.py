@@ -23,6 +23,12 @@ class ProcessSettings(BaseSettings):
     """Redis for reference embeddings. May evict."""
     cache_precision: Literal["float16", "int8"] = "float16"
     """How the cache holds reference embeddings; int8 takes half the memory. The same for selectors and scorers."""
+    embeddings_url: str = ""
+    """Folder or URL of reference embeddings that `jest-server embed` made: what the cache lacks is looked up there."""
+    embeddings_refresh_s: float = Field(default=60.0, gt=0)
+    """How often, at most, new files are looked for there."""
+    embeddings_timeout_s: float = Field(default=10.0, gt=0)
+    """What a lookup there may take; after that its rows count as absent."""
     listen: str = "127.0.0.1:50051"
     """Host and port of the gRPC server; port 0 takes a free one."""
     tls_certificate: Path | None = None
@@ -113,3 +119,13 @@ class ControlSettings(ProcessSettings):
 
     listen: str = "127.0.0.1:50053"
     metrics_listen: str = "127.0.0.1:9103"
+
+
+class EmbedSettings(BaseSettings):
+    """Where one of many `jest-server embed` processes gets its share of the work from."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    shard_index: int = Field(default=0, ge=0, validation_alias="JOB_COMPLETION_INDEX")
+    """Kubernetes sets it in the pods of an indexed Job."""
+    num_shards: int = Field(default=1, ge=1, validation_alias="JEST_NUM_SHARDS")

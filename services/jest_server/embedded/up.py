@@ -1,7 +1,8 @@
 """The whole stack on one machine: real parts where they are to be had, named stand-ins where not.
 
 Valkey (from its wheel) or `redis-server` holds queue and cache, Triton (from its wheel) the reference model;
-selector, scorer and control are processes of their own. A part that dies is started again, on the same port and with the same files.
+selector, scorer and control are processes of their own. A part that dies is started again, on the same port and with
+the same files.
 """
 
 from __future__ import annotations

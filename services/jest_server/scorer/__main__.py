@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from jest_server import logs, metrics, serving
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.adapters.tiered_cache import with_embedding_files
 from jest_server.adapters.triton import TritonReferenceModel, TritonSettings
 from jest_server.scorer.worker import Worker
 from jest_server.settings import ScorerSettings
@@ -33,6 +34,7 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     """Runs the scorer on the given store, cache and model until ``stop`` is set, then drains."""
+    cache = with_embedding_files(cache, settings, counts.embedding_files)
     worker = Worker(store, cache, model, settings, counts)
     server = serving.GrpcServer(settings, counts.rpc)
 

@@ -14,6 +14,7 @@ from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_
 from jest_server import logs, metrics, serving
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
+from jest_server.adapters.tiered_cache import with_embedding_files
 from jest_server.jobs import Jobs
 from jest_server.model import Retention
 from jest_server.selector.assembly import Assemblies
@@ -37,6 +38,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
     """Runs the selector on the given store and cache until ``stop`` is set, then drains."""
     registry = CollectorRegistry()
     counts = metrics.SelectorMetrics(registry)
+    cache = with_embedding_files(cache, settings, counts.embedding_files)
     assemblies = Assemblies(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
     jobs = Jobs(store, max_world_size=settings.max_world_size)
     scheduler = SelectionScheduler(settings.compute_threads)

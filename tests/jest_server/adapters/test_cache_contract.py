@@ -7,34 +7,41 @@ import uuid
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from jest_server.adapters.embedding_files import EmbeddingFiles
 from jest_server.adapters.memory_cache import MemoryEmbeddingCache
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
+from jest_server.adapters.tiered_cache import TieredEmbeddingCache
 from jest_server.errors import StoreUnavailable
+from jest_server.metrics import EmbeddingFileMetrics
 from jest_server.model import Lease, ReferenceInfo
 from support.servers import queue_kinds, queue_server_of
 
 VALUE = bytes(range(16))
 
 
-@pytest.fixture(scope="module", params=["memory", *queue_kinds()])
+@pytest.fixture(scope="module", params=["memory", "tiered", *queue_kinds()])
 def cache_url(request, tmp_path_factory):
-    if request.param == "memory":
-        yield None
+    if request.param in {"memory", "tiered"}:
+        yield request.param
         return
     with queue_server_of(request.param, tmp_path_factory.mktemp("cache")) as server:
         yield f"{server.url}/1"
 
 
 @pytest.fixture
-async def make_cache(cache_url):
+async def make_cache(cache_url, tmp_path):
     """Makes caches that share what they hold, where a server holds it."""
     caches = []
 
     def make(**options):
-        if cache_url is None:
+        if cache_url == "memory":
             caches.append(MemoryEmbeddingCache(**options))
+        elif cache_url == "tiered":
+            files = EmbeddingFiles(str(tmp_path), EmbeddingFileMetrics(CollectorRegistry()))
+            caches.append(TieredEmbeddingCache(MemoryEmbeddingCache(**options), files))
         else:
             caches.append(RedisEmbeddingCache.from_url(cache_url, **options))
         return caches[-1]
