@@ -6,13 +6,15 @@ import time
 from typing import TYPE_CHECKING
 
 from jest_core import Schedule, SelectionPolicy
-from jest_server.errors import InvalidField, JobConflict, JobUnknown, ReferenceUnavailable
+from jest_server.errors import InvalidField, JobConflict, JobUnknown, QueueFull, ReferenceUnavailable
+from jest_server.security.tenants import SEPARATOR, owner_of
 
 if TYPE_CHECKING:
     from jest_server.model import Counters, Job, JobSpec, PolicySpec, ReferenceInfo, ScheduleSpec
     from jest_server.ports import SuperBatchStore
 
 REFERENCE_RETRY_S = 2.0
+JOBS_RETRY_S = 10.0
 
 
 _NAMES_APART = {"filter_ratio", "filter_ratio_schedule", "gain", "gain_schedule"}
@@ -45,8 +47,9 @@ def schedule_of(spec: ScheduleSpec) -> Schedule:
 class Jobs:
     """Creates, finds and deletes jobs."""
 
-    def __init__(self, store: SuperBatchStore, *, max_world_size: int) -> None:
+    def __init__(self, store: SuperBatchStore, *, max_world_size: int, max_jobs_per_tenant: int = 1000) -> None:
         self._store = store
+        self._max_jobs_per_tenant = max_jobs_per_tenant
         self._max_world_size = max_world_size
 
     async def create(self, spec: JobSpec) -> tuple[Job, ReferenceInfo | None, bool]:
@@ -57,6 +60,7 @@ class Jobs:
                 larger than this server allows.
             JobConflict: If the name is taken by another spec.
             ReferenceUnavailable: If no scorer serves the reference model.
+            QueueFull: If the tenant has as many jobs as it may.
         """
         try:
             policy_of(spec.policy)
@@ -74,6 +78,7 @@ class Jobs:
                 field_name="spec.reference_model",
             )
         reference = await self.reference(spec)
+        await self._require_room(spec.name)
         job, created = await self._store.create_job(spec, now_s=time.time())
         if job.spec != spec:
             field = next(f for f in type(spec).model_fields if getattr(spec, f) != getattr(job.spec, f))
@@ -83,6 +88,20 @@ class Jobs:
                 {"job": spec.name, "field": field},
             )
         return job, reference, created
+
+    async def _require_room(self, name: str) -> None:
+        """Refuses a new job of a tenant that has enough; several at the same moment may all be let in."""
+        tenant = owner_of(name)
+        prefix = f"{tenant}{SEPARATOR}" if tenant else ""
+        if await self._store.get_job(name) is not None:
+            return
+        held = await self._store.list_jobs(after=prefix, limit=self._max_jobs_per_tenant)
+        if sum(job.spec.name.startswith(prefix) for job in held) >= self._max_jobs_per_tenant:
+            raise QueueFull(
+                f"there are {self._max_jobs_per_tenant} jobs, the limit (JEST_MAX_JOBS_PER_TENANT): delete some",
+                {"job": name},
+                retry_after_s=JOBS_RETRY_S,
+            )
 
     async def get(self, name: str) -> Job:
         """Finds a job.

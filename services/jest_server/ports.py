@@ -221,6 +221,9 @@ class EmbeddingCache(Protocol):
     the precision in which a cache keeps values.
     """
 
+    def of_job(self, job: str) -> EmbeddingCache:
+        """Returns the cache as this job may know it: what its own tenant put there, unless tenants share it."""
+
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """Returns one value or None for each key, in order; a value of a wrong length counts as absent."""
 

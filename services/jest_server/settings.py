@@ -23,6 +23,8 @@ class ProcessSettings(BaseSettings):
     """Redis for reference embeddings. May evict."""
     cache_precision: Literal["float16", "int8"] = "float16"
     """How the cache holds reference embeddings; int8 takes half the memory. The same for selectors and scorers."""
+    share_cache: bool = False
+    """Whether tenants share cached embeddings; by timing, one can tell then what another has used."""
     embeddings_url: str = ""
     """Folder or URL of reference embeddings that `jest-server embed` made: what the cache lacks is looked up there."""
     embeddings_refresh_s: float = Field(default=60.0, gt=0)
@@ -46,6 +48,8 @@ class ProcessSettings(BaseSettings):
     """Host and port for health checks alone, in plain text and without tokens, for probes that speak no TLS."""
     metrics_listen: str = "127.0.0.1:9101"
     max_world_size: int = Field(default=4096, ge=1)
+    max_jobs_per_tenant: int = Field(default=1000, ge=1)
+    """Without tokens: of all."""
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_delay_s: float = Field(default=0.5, ge=0)

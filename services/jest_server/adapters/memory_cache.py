@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from jest_server.adapters.tenant_cache import for_job
 from jest_server.batches import batched
 from jest_server.embedding_codec import CODECS, decoded
 from jest_server.model import CacheStats, Lease
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from jest_server.embedding_codec import Precision
     from jest_server.model import ReferenceInfo
+    from jest_server.ports import EmbeddingCache
 
 _BATCH = 1000
 DEFAULT_MAX_BYTES = 1 << 30
@@ -26,13 +28,20 @@ Key = tuple[str, str, str, str]
 class MemoryEmbeddingCache:
     """Reference embeddings in a dictionary of at most ``max_bytes`` of values."""
 
-    def __init__(self, *, max_bytes: int = DEFAULT_MAX_BYTES, precision: Precision = "float16") -> None:
+    def __init__(
+        self, *, max_bytes: int = DEFAULT_MAX_BYTES, precision: Precision = "float16", shared: bool = True
+    ) -> None:
+        self._shared = shared
         self._max_bytes = max_bytes
         self._codec = CODECS[precision]
         self._held_bytes = 0
         self._values: OrderedDict[Key, bytes] = OrderedDict()
         self._leases: dict[Key, tuple[str, float]] = {}
         self._hits = self._misses = self._evicted = 0
+
+    def of_job(self, job: str) -> EmbeddingCache:
+        """See the port."""
+        return for_job(self, job, shared=self._shared)
 
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """See the port."""

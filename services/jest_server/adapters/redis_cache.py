@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from jest_server.adapters.redis_connection import answering, connect, milliseconds, run, script
+from jest_server.adapters.tenant_cache import for_job
 from jest_server.batches import batched
 from jest_server.embedding_codec import CODECS, decoded
 from jest_server.model import CacheStats, Lease
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from jest_server.embedding_codec import Precision
     from jest_server.model import ReferenceInfo
+    from jest_server.ports import EmbeddingCache
 
 _BATCH = 1000
 
@@ -30,8 +32,11 @@ _BATCH = 1000
 class RedisEmbeddingCache:
     """Reference embeddings in a Redis that may evict them."""
 
-    def __init__(self, client: Redis, *, ttl_s: float | None = None, precision: Precision = "float16") -> None:
+    def __init__(
+        self, client: Redis, *, ttl_s: float | None = None, precision: Precision = "float16", shared: bool = True
+    ) -> None:
         self._client = client
+        self._shared = shared
         self._codec = CODECS[precision]
         self._ttl_ms = None if ttl_s is None else milliseconds(ttl_s)
         self._take = script(client, "take")
@@ -39,9 +44,15 @@ class RedisEmbeddingCache:
         self._give_back = script(client, "give_back")
 
     @classmethod
-    def from_url(cls, url: str, *, ttl_s: float | None = None, precision: Precision = "float16") -> RedisEmbeddingCache:
-        """Connects lazily."""
-        return cls(connect(url), ttl_s=ttl_s, precision=precision)
+    def from_url(
+        cls, url: str, *, ttl_s: float | None = None, precision: Precision = "float16", shared: bool = True
+    ) -> RedisEmbeddingCache:
+        """Connects lazily; ``shared`` tells whether tenants share what they put there."""
+        return cls(connect(url), ttl_s=ttl_s, precision=precision, shared=shared)
+
+    def of_job(self, job: str) -> EmbeddingCache:
+        """See the port."""
+        return for_job(self, job, shared=self._shared)
 
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """See the port."""

@@ -24,6 +24,10 @@ class TieredEmbeddingCache:
         self._first = first
         self._files = files
 
+    def of_job(self, job: str) -> EmbeddingCache:
+        """See the port. The files are the deployment's own: all jobs may know them."""
+        return TieredEmbeddingCache(self._first.of_job(job), self._files)
+
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
         """See the port."""
         values = await self._first.get(reference, keys)

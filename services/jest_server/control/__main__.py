@@ -52,7 +52,7 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
     registry = CollectorRegistry()
     tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
     rate = RateLimit(settings.max_calls_per_s) if settings.max_calls_per_s else None
-    jobs = Jobs(store, max_world_size=settings.max_world_size)
+    jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
     app = create_app(store, cache, jobs, needs_token=tokens is not None, stopping=stop.is_set)
     guarded = Guard(app, metrics=metrics.ControlMetrics(registry), tokens=tokens, rate=rate)
     config = uvicorn.Config(guarded, log_config=None, access_log=False, server_header=False, lifespan="off")
@@ -87,7 +87,9 @@ def main(settings: ControlSettings | None = None) -> None:
 
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
-        cache = RedisEmbeddingCache.from_url(settings.cache_url, precision=settings.cache_precision)
+        cache = RedisEmbeddingCache.from_url(
+            settings.cache_url, precision=settings.cache_precision, shared=settings.share_cache
+        )
         await serve(settings, store, cache, serving.stop_on_signals())
 
     asyncio.run(run())

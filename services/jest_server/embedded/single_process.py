@@ -28,7 +28,7 @@ def main() -> None:
 
     async def run() -> None:
         stop = serving.stop_on_signals()
-        store, cache = MemorySuperBatchStore(), MemoryEmbeddingCache()
+        store, cache = MemorySuperBatchStore(), MemoryEmbeddingCache(shared=selector_settings.share_cache)
         counts = metrics.ScorerMetrics(CollectorRegistry())
         model = scorer.reference_model(scorer_settings, counts)
         async with asyncio.TaskGroup() as group:

@@ -74,17 +74,18 @@ class Scoring:
         for row, key in enumerate(shard.keys):
             first_rows.setdefault(key, row)
         keys = list(first_rows)
+        cache = self.cache.of_job(shard.job)
         owner, inferred, pause_s = secrets.token_hex(8), 0, FIRST_PAUSE_S
-        values = await self.cache.get(self.reference, keys)
+        values = await cache.get(self.reference, keys)
         found = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
         while lacking := [key for key in keys if key not in found]:
-            taken = await self.cache.take(self.reference, lacking, owner=owner, ttl_s=self.lease_s)
+            taken = await cache.take(self.reference, lacking, owner=owner, ttl_s=self.lease_s)
             found |= {key: value for key, value in zip(lacking, taken, strict=True) if isinstance(value, bytes)}
             mine = [key for key, whose in zip(lacking, taken, strict=True) if whose is Lease.MINE]
             if mine:
-                async with self._holding(mine, owner):
+                async with self._holding(cache, mine, owner):
                     fresh = await self._infer(shard, mine, [first_rows[key] for key in mine])
-                    found |= await self.cache.put(self.reference, fresh)
+                    found |= await cache.put(self.reference, fresh)
                 inferred += len(mine)
             elif len(found) < len(keys):
                 on_wait()
@@ -93,23 +94,23 @@ class Scoring:
         return ShardResult(keys=tuple(keys), embeddings=b"".join(found[key] for key in keys), inferred=inferred)
 
     @asynccontextmanager
-    async def _holding(self, keys: list[str], owner: str) -> AsyncIterator[None]:
+    async def _holding(self, cache: EmbeddingCache, keys: list[str], owner: str) -> AsyncIterator[None]:
         """Keeps leases alive for the length of the block, then gives them back, whatever happened."""
-        renewing = asyncio.create_task(self._renew(keys, owner))
+        renewing = asyncio.create_task(self._renew(cache, keys, owner))
         try:
             yield
         finally:
             renewing.cancel()
             try:
-                await self.cache.give_back(self.reference, keys, owner=owner)
+                await cache.give_back(self.reference, keys, owner=owner)
             except StoreUnavailable as error:
                 _log.warning("leases are left to expire", count=len(keys), error=str(error))
 
-    async def _renew(self, keys: list[str], owner: str) -> None:
+    async def _renew(self, cache: EmbeddingCache, keys: list[str], owner: str) -> None:
         while True:
             await asyncio.sleep(self.lease_s / 3)
             try:
-                await self.cache.renew(self.reference, keys, owner=owner, ttl_s=self.lease_s)
+                await cache.renew(self.reference, keys, owner=owner, ttl_s=self.lease_s)
             except StoreUnavailable as error:
                 _log.warning("leases could not be renewed", count=len(keys), error=str(error))
 

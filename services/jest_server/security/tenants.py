@@ -45,6 +45,11 @@ def unscoped(job: str) -> str:
     return job.removeprefix(prefix())
 
 
+def owner_of(job: str) -> str:
+    """The tenant whose job the server calls by this name; empty where there are none."""
+    return job.rpartition(SEPARATOR)[0]
+
+
 def in_their_words(text: str) -> str:
     """A text about jobs with the names by which the tenant knows its own."""
     return text.replace(prefix(), "") if prefix() else text

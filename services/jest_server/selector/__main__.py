@@ -40,7 +40,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
     counts = metrics.SelectorMetrics(registry)
     cache = with_embedding_files(cache, settings, counts.embedding_files)
     assemblies = Assemblies(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
-    jobs = Jobs(store, max_world_size=settings.max_world_size)
+    jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
     scheduler = SelectionScheduler(settings.compute_threads)
     selections = Selections(
         store,
@@ -98,7 +98,9 @@ def main(settings: SelectorSettings | None = None) -> None:
 
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
-        cache = RedisEmbeddingCache.from_url(settings.cache_url, precision=settings.cache_precision)
+        cache = RedisEmbeddingCache.from_url(
+            settings.cache_url, precision=settings.cache_precision, shared=settings.share_cache
+        )
         await serve(settings, store, cache, serving.stop_on_signals())
 
     asyncio.run(run())

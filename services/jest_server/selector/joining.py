@@ -45,7 +45,7 @@ async def join_reference(store: SuperBatchStore, cache: EmbeddingCache, super_ba
     keys = [key for rank in range(super_batch.world_size) for key in super_batch.submissions[rank].keys]
     found = await asyncio.to_thread(_scored, results, reference.value_bytes)
     unscored = await asyncio.to_thread(_lacking, keys, found)
-    cached = await cache.get(reference, unscored)
+    cached = await cache.of_job(super_batch.job).get(reference, unscored)
     found |= {key: value for key, value in zip(unscored, cached, strict=True) if value is not None}
     if None in cached:
         lacking = sum(key not in found for key in keys)

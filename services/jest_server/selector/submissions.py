@@ -217,7 +217,7 @@ class Submissions:
         for row, key in enumerate(submission.keys):
             if key not in known:
                 first_rows.setdefault(key, row)
-        cached = await self._cache.get(super_batch.reference, list(first_rows))
+        cached = await self._cache.of_job(submission.job).get(super_batch.reference, list(first_rows))
         return tuple(row for row, value in zip(first_rows.values(), cached, strict=True) if value is None)
 
     def _check_upload(self, upload: Upload, rows: int, reference: ReferenceInfo) -> None:

@@ -227,6 +227,26 @@ async def test_a_cache_tells_how_full_it_is_and_how_often_it_had_what_was_asked_
     assert (after.hits - filled.hits, after.misses - filled.misses) == (2, 1)
 
 
+async def test_tenants_that_do_not_share_neither_find_nor_wait_for_each_others(make_cache):
+    cache, info = make_cache(shared=False), reference()
+    red, blue, none = (cache.of_job(job) for job in ("red~job", "blue~job", "job"))
+    assert await red.put(info, {"a": VALUE}) == {"a": VALUE}
+    assert await red.get(info, ["a"]) == await cache.of_job("red~other").get(info, ["a"]) == [VALUE]
+    assert await blue.get(info, ["a"]) == await none.get(info, ["a"]) == [None]
+    assert await blue.take(info, ["a", "b"], owner="blue", ttl_s=60) == [MINE, MINE]
+    assert await red.take(info, ["a", "b"], owner="red", ttl_s=60) == [VALUE, MINE]
+    await blue.renew(info, ["b"], owner="blue", ttl_s=60)
+    await blue.give_back(info, ["b"], owner="blue")
+    assert await blue.of_job("blue~job").take(info, ["b"], owner="other", ttl_s=60) == [MINE]
+    assert await red.take(info, ["b"], owner="other", ttl_s=60) == [OTHERS]
+
+
+async def test_tenants_that_share_find_each_others(make_cache):
+    cache, info = make_cache(), reference()
+    await cache.of_job("red~job").put(info, {"a": VALUE})
+    assert await cache.of_job("blue~job").get(info, ["a"]) == [VALUE]
+
+
 @pytest.fixture(params=queue_kinds())
 def server(request, tmp_path):
     with queue_server_of(request.param, tmp_path) as server:

@@ -25,9 +25,8 @@ class Control:
         self.cache = MemoryEmbeddingCache()
         self.registry = CollectorRegistry()
         self.is_stopping = False
-        self.app = create_app(
-            self.store, self.cache, Jobs(self.store, max_world_size=64), stopping=lambda: self.is_stopping
-        )
+        self.jobs = Jobs(self.store, max_world_size=64)
+        self.app = create_app(self.store, self.cache, self.jobs, stopping=lambda: self.is_stopping)
         self.options = {}
 
     def client(self):

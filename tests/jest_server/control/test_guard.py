@@ -91,6 +91,22 @@ async def test_more_calls_than_a_tenant_may_make_are_told_when_to_come_back(cont
         assert (await client.get("/v1/queue", headers=bearer(tokens["blue"]))).status_code == 200
 
 
+async def test_more_jobs_than_a_tenant_may_have_are_refused(control, tokens):
+    control.jobs._max_jobs_per_tenant = 2
+    async with control.client() as client:
+        for name, status in (("a", 201), ("b", 201), ("c", 429), ("a", 200)):
+            answer = await client.post("/v1/jobs", json=SPEC | {"name": name}, headers=bearer(tokens["red"]))
+            assert answer.status_code == status
+        assert (
+            "there are 2 jobs, the limit"
+            in (await client.post("/v1/jobs", json=SPEC | {"name": "c"}, headers=bearer(tokens["red"]))).json()[
+                "detail"
+            ]
+        )
+        answer = await client.post("/v1/jobs", json=SPEC, headers=bearer(tokens["blue"]))
+        assert answer.status_code == 201
+
+
 async def test_a_body_beyond_the_limit_is_refused(client):
     answer = await client.post("/v1/jobs", content=b" " * (MAX_BODY_BYTES + 1))
     assert (answer.status_code, answer.json()["reason"]) == (413, "TOO_LARGE")
