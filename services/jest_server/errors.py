@@ -219,3 +219,11 @@ class ReferenceModelError(Exception):
     def __init__(self, message: str, *, retryable: bool) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class UnreadableSource(Exception):
+    """An example that was named by reference cannot be had; ``reason`` is a constant, the message tells the rest."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason

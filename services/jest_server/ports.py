@@ -280,3 +280,14 @@ class ReferenceModel(Protocol):
         """Tells whether a real inference works now."""
 
     async def close(self) -> None: ...
+
+
+class ExampleSources(Protocol):
+    """Reads examples that were named by reference."""
+
+    async def inputs(self, reference: ReferenceInfo, sources: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """Returns the reference model's inputs of examples, ``[n, ...]`` by name.
+
+        Raises:
+            UnreadableSource: If one may not or cannot be read.
+        """

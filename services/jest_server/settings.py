@@ -23,6 +23,9 @@ class ProcessSettings(BaseSettings):
     """Redis for reference embeddings. May evict."""
     cache_precision: Literal["float16", "int8"] = "float16"
     """How the cache holds reference embeddings; int8 takes half the memory. The same for selectors and scorers."""
+    source_prefixes: tuple[str, ...] = ()
+    """Under which URLs scorers may read examples that jobs name by reference: a JSON list such as
+    ["s3://bucket/train/"]; the same for selectors and scorers."""
     share_cache: bool = False
     """Whether tenants share cached embeddings; by timing, one can tell then what another has used."""
     embeddings_url: str = ""
@@ -103,6 +106,12 @@ class ScorerSettings(ProcessSettings):
     """Only for the in_process backend."""
     consumer: str = Field(default_factory=lambda: f"{socket.gethostname()}")
     """Name of this scorer in the queue's consumer group; unique among live scorers."""
+    preprocess: str = ""
+    """MODULE:FUNCTION that makes the model's inputs of examples that were named by reference."""
+    caption: str = "txt"
+    """Where their captions are: txt, or json:FIELD."""
+    max_source_bytes: int = Field(default=64 << 20, ge=1)
+    """The largest file that is read as one."""
     concurrent_shards: int = Field(default=2, ge=1)
     microbatch: int = Field(default=64, ge=1)
     concurrent_inferences: int = Field(default=4, ge=1)

@@ -72,8 +72,16 @@ def test_a_submission_sends_its_step_and_the_labels_of_its_groups(server, client
         ({}, {"group_labels": ["dog"]}, "group_labels has 1 labels for a super-batch with 2 keys"),
         ({}, {"group_labels": ["dog", 1.5]}, r"group_labels\[1\] \(1.5\) must be a string or an integer, not float"),
         ({}, {"group_labels": "dogs"}, "group_labels must hold one label for each row, not be a single string"),
+        ({}, {"sources": ["s3://b/a.png"]}, "sources has 1 sources for a super-batch with 2 keys"),
+        ({}, {"sources": ["s3://b/a.png", 3]}, r"sources\[1\] \(3\) must be a string or None, not int"),
+        ({}, {"sources": "s3://b/a.png"}, "sources must hold one source for each row, not be a single string"),
     ],
 )
+def test_a_submission_sends_where_its_examples_are(server, job):
+    job.submit("x", ["a", "b"], sources=["s3://bucket/0.tar#a", None])
+    assert list(server.requests("SubmitSuperBatch")[0].example_sources) == ["s3://bucket/0.tar#a", ""]
+
+
 def test_a_submission_that_the_policy_cannot_use_is_refused_before_it_is_sent(
     server, client, fields, arguments, message
 ):

@@ -33,9 +33,15 @@ class Conversation:
     rank: int
 
     def submit(
-        self, keys: Sequence[str], deadline: Deadline, *, step: int | None = None, group_labels: Sequence[str] = ()
+        self,
+        keys: Sequence[str],
+        deadline: Deadline,
+        *,
+        step: int | None = None,
+        group_labels: Sequence[str] = (),
+        sources: Sequence[str] = (),
     ) -> Submitted:
-        """Register the rank's rows by their example keys, with the labels of their groups unless there are none."""
+        """Register the rank's rows by their example keys, with the labels of their groups and sources if there are."""
         request = pb.SubmitSuperBatchRequest(
             job=self.job,
             super_batch_id=self.super_batch_id,
@@ -44,6 +50,7 @@ class Conversation:
             example_keys=keys,
             step=step,
             group_labels=group_labels,
+            example_sources=sources,
         )
         answer = self.connection.call(
             lambda stubs: stubs.selection.SubmitSuperBatch, lambda: request, self._site("SubmitSuperBatch"), deadline

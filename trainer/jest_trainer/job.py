@@ -11,7 +11,7 @@ from jest_trainer.conversation import Conversation
 from jest_trainer.deadlines import Cancellation, Deadline
 from jest_trainer.errors import CallSite
 from jest_trainer.features import Array, check_features, parts
-from jest_trainer.keys import label_strings
+from jest_trainer.keys import label_strings, source_strings
 from jest_trainer.outputs import check_outputs
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Job:
         *,
         step: int | None = None,
         group_labels: Sequence[str | int | None] | None = None,
+        sources: Sequence[str | None] | None = None,
     ) -> Submitted:
         """Register this rank's rows by their example keys; the answer names the rows to upload.
 
@@ -83,6 +84,8 @@ class Job:
             step: the training step, from 0, the same on all ranks; has to be given if the policy has a schedule.
             group_labels: one for each row, None for a row of no group; have to be given if the policy has
                 `max_per_group`.
+            sources: where each row's example is, for the server to read it itself: `URL.tar#KEY` or the URL of a
+                picture; None for a row that is uploaded.
 
         Raises:
             ValueError: the policy needs a step or labels that are not given, or labels are not one for each row.
@@ -94,7 +97,10 @@ class Job:
                 f"group_labels must be given: max_per_group is {self.policy.max_per_group} in job {self.name!r}"
             )
         labels = [] if group_labels is None else label_strings(group_labels, len(keys))
-        return self.conversation(super_batch_id, rank).submit(keys, self.deadline(), step=step, group_labels=labels)
+        places = [] if sources is None else source_strings(sources, len(keys))
+        return self.conversation(super_batch_id, rank).submit(
+            keys, self.deadline(), step=step, group_labels=labels, sources=places
+        )
 
     def upload(
         self, super_batch_id: str, positions: Sequence[int], features: Mapping[str, Array], rank: int = 0

@@ -1,4 +1,4 @@
-"""Example keys and group labels as the contract wants them: one string for each row, whatever the caller holds."""
+"""Example keys, group labels and sources as the contract wants them: one string for each row, whatever one holds."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ def label_strings(labels: Iterable[Any], rows: int) -> list[str]:
     if len(values) != rows:
         raise ValueError(f"group_labels has {len(values)} labels for a super-batch with {rows} keys")
     return ["" if label is None else _string("group_labels", row, label) for row, label in enumerate(values)]
+
+
+def source_strings(sources: Iterable[Any], rows: int) -> list[str]:
+    """Sources as the contract wants them, one for each row; None becomes the empty string: that row is uploaded.
+
+    Raises:
+        ValueError: there are more or fewer than rows, or one is neither a string nor None.
+    """
+    values = _values("sources", "source", sources)
+    if len(values) != rows:
+        raise ValueError(f"sources has {len(values)} sources for a super-batch with {rows} keys")
+    for row, source in enumerate(values):
+        if source is not None and not isinstance(source, str):
+            raise ValueError(f"sources[{row}] ({source!r}) must be a string or None, not {type(source).__name__}")
+    return ["" if source is None else source for source in values]
 
 
 def _values(name: str, noun: str, values: Iterable[Any]) -> list[Any]:

@@ -75,6 +75,8 @@ class SelectedBatches(Generic[Batch]):
             `per_example` the `ExampleLosses`.
         features: the reference model's inputs by name, a row for each key. Only called when the server lacks some. Has
             to be given if the policy needs a reference model.
+        sources: where each row's example is, `URL.tar#KEY` or the URL of a picture, for the server to read what it
+            lacks itself; None for a row that is uploaded. With it, `features` need only be given for such rows.
         group_labels: the group of each row, such as a concept: a string or an integer, None for a row of no group.
             Has to be given if the policy has `max_per_group`.
         take: reduces a batch to the rows at the given positions (int64, on the CPU); None handles the usual makes.
@@ -88,7 +90,7 @@ class SelectedBatches(Generic[Batch]):
         ValueError: a value cannot be.
     """
 
-    def __init__(  # noqa: PLR0913 - all that a loop decides; the last nine have defaults
+    def __init__(  # noqa: PLR0913 - all that a loop decides; the last ten have defaults
         self,
         job: Job,
         super_batches: Iterable[Batch],
@@ -96,6 +98,7 @@ class SelectedBatches(Generic[Batch]):
         keys: Callable[[Batch], Iterable[Any]],
         embed: Callable[[Batch], LearnerOutputs],
         features: Callable[[Batch], Mapping[str, Array]] | None = None,
+        sources: Callable[[Batch], Iterable[str | None]] | None = None,
         group_labels: Callable[[Batch], Iterable[Any]] | None = None,
         take: Callable[[Batch, Tensor], Batch] | None = None,
         rank: int | None = None,
@@ -117,7 +120,7 @@ class SelectedBatches(Generic[Batch]):
             )
         _check_policy(
             job.policy,
-            features=features is not None,
+            features=features is not None or sources is not None,
             group_labels=group_labels is not None,
             return_reference_embeddings=return_reference_embeddings,
         )
@@ -128,7 +131,9 @@ class SelectedBatches(Generic[Batch]):
         self._prefetch = prefetch
         self._wire_dtype: WireDtype = wire_dtype
         self._return_reference_embeddings = return_reference_embeddings
-        self._submitter = Submitter(job, keys, group_labels, features, resolve_rank(rank, job.world_size), prefix)
+        self._submitter = Submitter(
+            job, keys, group_labels, features, sources, resolve_rank(rank, job.world_size), prefix
+        )
         self._stats = Stats()
         self._last: SubBatch | None = None
         self._next_step = 0

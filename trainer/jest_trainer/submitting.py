@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from jest_trainer.errors import DEAD_LETTERED, JestError
 from jest_trainer.features import Array, check_features, parts
-from jest_trainer.keys import key_strings, label_strings
+from jest_trainer.keys import key_strings, label_strings, source_strings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +34,7 @@ class Submission(Generic[Batch]):
     batch: Batch
     keys: list[str]
     group_labels: list[str]
+    sources: list[str]
     conversation: Conversation
     dead: JestError | None = None
 
@@ -47,6 +48,7 @@ class Submitter(Generic[Batch]):
         keys: Callable[[Batch], Iterable[Any]],
         group_labels: Callable[[Batch], Iterable[Any]] | None,
         features: Callable[[Batch], Mapping[str, Array]] | None,
+        sources: Callable[[Batch], Iterable[str | None]] | None,
         rank: int,
         prefix: str,
     ) -> None:
@@ -54,6 +56,7 @@ class Submitter(Generic[Batch]):
         self._keys = keys
         self._group_labels = group_labels
         self._features = features
+        self._sources = sources
         self._rank = rank
         self._prefix = prefix
 
@@ -67,8 +70,9 @@ class Submitter(Generic[Batch]):
         """
         keys = key_strings(self._keys(batch))
         labels = [] if self._group_labels is None else label_strings(self._group_labels(batch), len(keys))
+        places = [] if self._sources is None else source_strings(self._sources(batch), len(keys))
         conversation = self._job.conversation(f"{self._prefix}{step:08d}", self._rank)
-        submission = Submission(step, batch, keys, labels, conversation)
+        submission = Submission(step, batch, keys, labels, places, conversation)
         while True:
             try:
                 self.submit(submission, self._job.deadline(cancellation))
@@ -86,7 +90,11 @@ class Submitter(Generic[Batch]):
     def submit(self, submission: Submission[Batch], deadline: Deadline) -> None:
         """Submit a super-batch, once more if need be, and upload what is missing."""
         submitted = submission.conversation.submit(
-            submission.keys, deadline, step=submission.step, group_labels=submission.group_labels
+            submission.keys,
+            deadline,
+            step=submission.step,
+            group_labels=submission.group_labels,
+            sources=submission.sources,
         )
         missing = submitted.missing_positions
         if not missing:

@@ -27,7 +27,7 @@ from jest_proto.v1 import jobs_pb2 as jest__proto_dot_v1_dot_jobs__pb2
 from jest_proto.v1 import tensors_pb2 as jest__proto_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1djest_proto/v1/selection.proto\x12\x07jest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18jest_proto/v1/jobs.proto\x1a\x1bjest_proto/v1/tensors.proto\"\xa8\x01\n\x17SubmitSuperBatchRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x16\n\x0esuper_batch_id\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x14\n\x0c\x65xample_keys\x18\x05 \x03(\t\x12\x11\n\x04step\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x0cgroup_labels\x18\x07 \x03(\tB\x07\n\x05_step\"r\n\x18SubmitSuperBatchResponse\x12\x19\n\x11missing_positions\x18\x01 \x03(\r\x12*\n\treference\x18\x02 \x01(\x0b\x32\x17.jest.v1.ReferenceModel\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\x08\"\x82\x01\n\x14UploadExamplesHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x16\n\x0esuper_batch_id\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12$\n\x07tensors\x18\x05 \x03(\x0b\x32\x13.jest.v1.TensorSpec\"z\n\x15UploadExamplesRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.jest.v1.UploadExamplesHeaderH\x00\x12%\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x14.jest.v1.TensorChunkH\x00\x42\t\n\x07message\"*\n\x16UploadExamplesResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\"0\n\x11LearnerEmbeddings\x12\r\n\x05scale\x18\x01 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"9\n\x11LearnerPairLosses\x12$\n\x05tiles\x18\x01 \x03(\x0b\x32\x15.jest.v1.PairLossTile\"+\n\x0cPairLossTile\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\"\x16\n\x14LearnerExampleLosses\"\xd1\x02\n\x14SelectSubBatchHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x16\n\x0esuper_batch_id\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x30\n\nembeddings\x18\x05 \x01(\x0b\x32\x1a.jest.v1.LearnerEmbeddingsH\x00\x12\x31\n\x0bpair_losses\x18\x08 \x01(\x0b\x32\x1a.jest.v1.LearnerPairLossesH\x00\x12\x37\n\x0e\x65xample_losses\x18\t \x01(\x0b\x32\x1d.jest.v1.LearnerExampleLossesH\x00\x12$\n\x07tensors\x18\x06 \x03(\x0b\x32\x13.jest.v1.TensorSpec\x12#\n\x1breturn_reference_embeddings\x18\x07 \x01(\x08\x42\t\n\x07outputs\"z\n\x15SelectSubBatchRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.jest.v1.SelectSubBatchHeaderH\x00\x12%\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x14.jest.v1.TensorChunkH\x00\x42\t\n\x07message\"\xf3\x01\n\x0cStageTimings\x12/\n\x0cwait_learner\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0ewait_reference\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06record\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf2\x02\n\x16SelectSubBatchResponse\x12\x11\n\tpositions\x18\x01 \x03(\r\x12\x16\n\x0esub_batch_size\x18\x02 \x01(\r\x12\x18\n\x10super_batch_size\x18\x03 \x01(\r\x12\x19\n\x11reference_version\x18\x04 \x01(\t\x12\x12\n\ncache_hits\x18\x05 \x01(\r\x12\x1c\n\x14reference_inferences\x18\x06 \x01(\r\x12\x12\n\nperplexity\x18\x07 \x03(\x02\x12&\n\x07timings\x18\x08 \x01(\x0b\x32\x15.jest.v1.StageTimings\x12#\n\x08\x66\x61llback\x18\t \x01(\x0e\x32\x11.jest.v1.Fallback\x12\x17\n\x0f\x66\x61llback_reason\x18\n \x01(\t\x12-\n\x14reference_embeddings\x18\x0b \x03(\x0b\x32\x0f.jest.v1.Tensor\x12\x0f\n\x07weights\x18\x0c \x03(\x02\x12\x0c\n\x04gain\x18\r \x01(\x01\"\x16\n\x14GetServerInfoRequest\"\xb3\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\"\n\x08scorings\x18\x02 \x03(\x0e\x32\x10.jest.v1.Scoring\x12\x1d\n\x06losses\x18\x03 \x03(\x0e\x32\r.jest.v1.Loss\x12\x19\n\x11learner_datatypes\x18\x04 \x03(\t\x12\x19\n\x11max_rows_per_rank\x18\x05 \x01(\r\x12\x18\n\x10max_tensor_bytes\x18\x06 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\r\x12\x16\n\x0emax_world_size\x18\x08 \x01(\r\x12\x1b\n\x13max_pair_loss_bytes\x18\t \x01(\x04\x12&\n\nprecisions\x18\n \x03(\x0e\x32\x12.jest.v1.Precision2\xf9\x02\n\x10SelectionService\x12\\\n\x10SubmitSuperBatch\x12 .jest.v1.SubmitSuperBatchRequest\x1a!.jest.v1.SubmitSuperBatchResponse\"\x03\x90\x02\x02\x12X\n\x0eUploadExamples\x12\x1e.jest.v1.UploadExamplesRequest\x1a\x1f.jest.v1.UploadExamplesResponse\"\x03\x90\x02\x02(\x01\x12X\n\x0eSelectSubBatch\x12\x1e.jest.v1.SelectSubBatchRequest\x1a\x1f.jest.v1.SelectSubBatchResponse\"\x03\x90\x02\x02(\x01\x12S\n\rGetServerInfo\x12\x1d.jest.v1.GetServerInfoRequest\x1a\x1e.jest.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1djest_proto/v1/selection.proto\x12\x07jest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18jest_proto/v1/jobs.proto\x1a\x1bjest_proto/v1/tensors.proto\"\xc1\x01\n\x17SubmitSuperBatchRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x16\n\x0esuper_batch_id\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x14\n\x0c\x65xample_keys\x18\x05 \x03(\t\x12\x11\n\x04step\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x0cgroup_labels\x18\x07 \x03(\t\x12\x17\n\x0f\x65xample_sources\x18\x08 \x03(\tB\x07\n\x05_step\"r\n\x18SubmitSuperBatchResponse\x12\x19\n\x11missing_positions\x18\x01 \x03(\r\x12*\n\treference\x18\x02 \x01(\x0b\x32\x17.jest.v1.ReferenceModel\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\x08\"\x82\x01\n\x14UploadExamplesHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x16\n\x0esuper_batch_id\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12$\n\x07tensors\x18\x05 \x03(\x0b\x32\x13.jest.v1.TensorSpec\"z\n\x15UploadExamplesRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.jest.v1.UploadExamplesHeaderH\x00\x12%\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x14.jest.v1.TensorChunkH\x00\x42\t\n\x07message\"*\n\x16UploadExamplesResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\"0\n\x11LearnerEmbeddings\x12\r\n\x05scale\x18\x01 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"9\n\x11LearnerPairLosses\x12$\n\x05tiles\x18\x01 \x03(\x0b\x32\x15.jest.v1.PairLossTile\"+\n\x0cPairLossTile\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\"\x16\n\x14LearnerExampleLosses\"\xd1\x02\n\x14SelectSubBatchHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x16\n\x0esuper_batch_id\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x30\n\nembeddings\x18\x05 \x01(\x0b\x32\x1a.jest.v1.LearnerEmbeddingsH\x00\x12\x31\n\x0bpair_losses\x18\x08 \x01(\x0b\x32\x1a.jest.v1.LearnerPairLossesH\x00\x12\x37\n\x0e\x65xample_losses\x18\t \x01(\x0b\x32\x1d.jest.v1.LearnerExampleLossesH\x00\x12$\n\x07tensors\x18\x06 \x03(\x0b\x32\x13.jest.v1.TensorSpec\x12#\n\x1breturn_reference_embeddings\x18\x07 \x01(\x08\x42\t\n\x07outputs\"z\n\x15SelectSubBatchRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.jest.v1.SelectSubBatchHeaderH\x00\x12%\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x14.jest.v1.TensorChunkH\x00\x42\t\n\x07message\"\xf3\x01\n\x0cStageTimings\x12/\n\x0cwait_learner\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0ewait_reference\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06record\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf2\x02\n\x16SelectSubBatchResponse\x12\x11\n\tpositions\x18\x01 \x03(\r\x12\x16\n\x0esub_batch_size\x18\x02 \x01(\r\x12\x18\n\x10super_batch_size\x18\x03 \x01(\r\x12\x19\n\x11reference_version\x18\x04 \x01(\t\x12\x12\n\ncache_hits\x18\x05 \x01(\r\x12\x1c\n\x14reference_inferences\x18\x06 \x01(\r\x12\x12\n\nperplexity\x18\x07 \x03(\x02\x12&\n\x07timings\x18\x08 \x01(\x0b\x32\x15.jest.v1.StageTimings\x12#\n\x08\x66\x61llback\x18\t \x01(\x0e\x32\x11.jest.v1.Fallback\x12\x17\n\x0f\x66\x61llback_reason\x18\n \x01(\t\x12-\n\x14reference_embeddings\x18\x0b \x03(\x0b\x32\x0f.jest.v1.Tensor\x12\x0f\n\x07weights\x18\x0c \x03(\x02\x12\x0c\n\x04gain\x18\r \x01(\x01\"\x16\n\x14GetServerInfoRequest\"\xb3\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\"\n\x08scorings\x18\x02 \x03(\x0e\x32\x10.jest.v1.Scoring\x12\x1d\n\x06losses\x18\x03 \x03(\x0e\x32\r.jest.v1.Loss\x12\x19\n\x11learner_datatypes\x18\x04 \x03(\t\x12\x19\n\x11max_rows_per_rank\x18\x05 \x01(\r\x12\x18\n\x10max_tensor_bytes\x18\x06 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\r\x12\x16\n\x0emax_world_size\x18\x08 \x01(\r\x12\x1b\n\x13max_pair_loss_bytes\x18\t \x01(\x04\x12&\n\nprecisions\x18\n \x03(\x0e\x32\x12.jest.v1.Precision2\xf9\x02\n\x10SelectionService\x12\\\n\x10SubmitSuperBatch\x12 .jest.v1.SubmitSuperBatchRequest\x1a!.jest.v1.SubmitSuperBatchResponse\"\x03\x90\x02\x02\x12X\n\x0eUploadExamples\x12\x1e.jest.v1.UploadExamplesRequest\x1a\x1f.jest.v1.UploadExamplesResponse\"\x03\x90\x02\x02(\x01\x12X\n\x0eSelectSubBatch\x12\x1e.jest.v1.SelectSubBatchRequest\x1a\x1f.jest.v1.SelectSubBatchResponse\"\x03\x90\x02\x02(\x01\x12S\n\rGetServerInfo\x12\x1d.jest.v1.GetServerInfoRequest\x1a\x1e.jest.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,35 +43,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SELECTIONSERVICE'].methods_by_name['GetServerInfo']._loaded_options = None
   _globals['_SELECTIONSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\220\002\001'
   _globals['_SUBMITSUPERBATCHREQUEST']._serialized_start=130
-  _globals['_SUBMITSUPERBATCHREQUEST']._serialized_end=298
-  _globals['_SUBMITSUPERBATCHRESPONSE']._serialized_start=300
-  _globals['_SUBMITSUPERBATCHRESPONSE']._serialized_end=414
-  _globals['_UPLOADEXAMPLESHEADER']._serialized_start=417
-  _globals['_UPLOADEXAMPLESHEADER']._serialized_end=547
-  _globals['_UPLOADEXAMPLESREQUEST']._serialized_start=549
-  _globals['_UPLOADEXAMPLESREQUEST']._serialized_end=671
-  _globals['_UPLOADEXAMPLESRESPONSE']._serialized_start=673
-  _globals['_UPLOADEXAMPLESRESPONSE']._serialized_end=715
-  _globals['_LEARNEREMBEDDINGS']._serialized_start=717
-  _globals['_LEARNEREMBEDDINGS']._serialized_end=765
-  _globals['_LEARNERPAIRLOSSES']._serialized_start=767
-  _globals['_LEARNERPAIRLOSSES']._serialized_end=824
-  _globals['_PAIRLOSSTILE']._serialized_start=826
-  _globals['_PAIRLOSSTILE']._serialized_end=869
-  _globals['_LEARNEREXAMPLELOSSES']._serialized_start=871
-  _globals['_LEARNEREXAMPLELOSSES']._serialized_end=893
-  _globals['_SELECTSUBBATCHHEADER']._serialized_start=896
-  _globals['_SELECTSUBBATCHHEADER']._serialized_end=1233
-  _globals['_SELECTSUBBATCHREQUEST']._serialized_start=1235
-  _globals['_SELECTSUBBATCHREQUEST']._serialized_end=1357
-  _globals['_STAGETIMINGS']._serialized_start=1360
-  _globals['_STAGETIMINGS']._serialized_end=1603
-  _globals['_SELECTSUBBATCHRESPONSE']._serialized_start=1606
-  _globals['_SELECTSUBBATCHRESPONSE']._serialized_end=1976
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1978
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2000
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2003
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2310
-  _globals['_SELECTIONSERVICE']._serialized_start=2313
-  _globals['_SELECTIONSERVICE']._serialized_end=2690
+  _globals['_SUBMITSUPERBATCHREQUEST']._serialized_end=323
+  _globals['_SUBMITSUPERBATCHRESPONSE']._serialized_start=325
+  _globals['_SUBMITSUPERBATCHRESPONSE']._serialized_end=439
+  _globals['_UPLOADEXAMPLESHEADER']._serialized_start=442
+  _globals['_UPLOADEXAMPLESHEADER']._serialized_end=572
+  _globals['_UPLOADEXAMPLESREQUEST']._serialized_start=574
+  _globals['_UPLOADEXAMPLESREQUEST']._serialized_end=696
+  _globals['_UPLOADEXAMPLESRESPONSE']._serialized_start=698
+  _globals['_UPLOADEXAMPLESRESPONSE']._serialized_end=740
+  _globals['_LEARNEREMBEDDINGS']._serialized_start=742
+  _globals['_LEARNEREMBEDDINGS']._serialized_end=790
+  _globals['_LEARNERPAIRLOSSES']._serialized_start=792
+  _globals['_LEARNERPAIRLOSSES']._serialized_end=849
+  _globals['_PAIRLOSSTILE']._serialized_start=851
+  _globals['_PAIRLOSSTILE']._serialized_end=894
+  _globals['_LEARNEREXAMPLELOSSES']._serialized_start=896
+  _globals['_LEARNEREXAMPLELOSSES']._serialized_end=918
+  _globals['_SELECTSUBBATCHHEADER']._serialized_start=921
+  _globals['_SELECTSUBBATCHHEADER']._serialized_end=1258
+  _globals['_SELECTSUBBATCHREQUEST']._serialized_start=1260
+  _globals['_SELECTSUBBATCHREQUEST']._serialized_end=1382
+  _globals['_STAGETIMINGS']._serialized_start=1385
+  _globals['_STAGETIMINGS']._serialized_end=1628
+  _globals['_SELECTSUBBATCHRESPONSE']._serialized_start=1631
+  _globals['_SELECTSUBBATCHRESPONSE']._serialized_end=2001
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2003
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2025
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2028
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2335
+  _globals['_SELECTIONSERVICE']._serialized_start=2338
+  _globals['_SELECTIONSERVICE']._serialized_end=2715
 # @@protoc_insertion_point(module_scope)

@@ -46,6 +46,7 @@ class SubmitSuperBatchRequest(_message.Message):
     EXAMPLE_KEYS_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     GROUP_LABELS_FIELD_NUMBER: _builtins.int
+    EXAMPLE_SOURCES_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     super_batch_id: _builtins.str
     """Chosen by the trainer, the same on all ranks. 1 to 128 characters of [A-Za-z0-9._:-]."""
@@ -66,6 +67,14 @@ class SubmitSuperBatchRequest(_message.Message):
         when the job's policy limits the rows of a group, and may be left out otherwise. At most 256 bytes of UTF-8 each.
         """
 
+    @_builtins.property
+    def example_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One for each row, in row order, or none at all: where the example is, for scorers to read it themselves, so that nothing of
+        it has to be uploaded. `URL.tar#KEY` is the example KEY of a WebDataset tar; any other URL is a picture's, beside which its
+        caption lies. Empty for a row that is uploaded. The server reads what its operator allows and nothing else; at most 2048
+        bytes of UTF-8 each.
+        """
+
     def __init__(
         self,
         *,
@@ -76,10 +85,11 @@ class SubmitSuperBatchRequest(_message.Message):
         example_keys: _abc.Iterable[_builtins.str] | None = ...,
         step: _builtins.int | None = ...,
         group_labels: _abc.Iterable[_builtins.str] | None = ...,
+        example_sources: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "example_keys", b"example_keys", "group_labels", b"group_labels", "job", b"job", "rank", b"rank", "step", b"step", "super_batch_id", b"super_batch_id", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "example_keys", b"example_keys", "example_sources", b"example_sources", "group_labels", b"group_labels", "job", b"job", "rank", b"rank", "step", b"step", "super_batch_id", b"super_batch_id", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -98,7 +108,7 @@ class SubmitSuperBatchResponse(_message.Message):
     """True if the decision is there already: nothing is to be uploaded."""
     @_builtins.property
     def missing_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Rows for which the reference embeddings are neither cached nor being computed: upload these."""
+        """Rows for which the reference embeddings are neither cached nor being computed, and that have no source: upload these."""
 
     @_builtins.property
     def reference(self) -> _jobs_pb2.ReferenceModel:

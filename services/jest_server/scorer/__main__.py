@@ -15,9 +15,10 @@ from jest_server.adapters.tiered_cache import with_embedding_files
 from jest_server.adapters.triton import TritonReferenceModel, TritonSettings
 from jest_server.scorer.worker import Worker
 from jest_server.settings import ScorerSettings
+from jest_server.sources import AllowedSources
 
 if TYPE_CHECKING:
-    from jest_server.ports import EmbeddingCache, ReferenceModel, SuperBatchStore
+    from jest_server.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore
     from jest_server.reference.observing import Outcome
 
 SERVICE = "jest.scorer"
@@ -35,7 +36,7 @@ async def serve(
 ) -> None:
     """Runs the scorer on the given store, cache and model until ``stop`` is set, then drains."""
     cache = with_embedding_files(cache, settings, counts.embedding_files)
-    worker = Worker(store, cache, model, settings, counts)
+    worker = Worker(store, cache, model, settings, counts, example_sources(settings))
     server = serving.GrpcServer(settings, counts.rpc)
 
     async def watch() -> None:
@@ -75,6 +76,29 @@ def main(settings: ScorerSettings | None = None) -> None:
         await serve(settings, store, cache, reference_model(settings, counts), counts, serving.stop_on_signals())
 
     asyncio.run(run())
+
+
+def example_sources(settings: ScorerSettings) -> ExampleSources | None:
+    """Makes what reads examples by reference, if the settings let it.
+
+    Raises:
+        ValueError: If a setting cannot be.
+    """
+    if not settings.source_prefixes:
+        return None
+    if not settings.preprocess:
+        raise ValueError("JEST_PREPROCESS is not set, expected MODULE:FUNCTION: JEST_SOURCE_PREFIXES is")
+    from jest_server.adapters.source_reader import SourceReader  # noqa: PLC0415 - most scorers need neither fsspec ...
+    from jest_server.embeddings.options import EmbedOptions  # noqa: PLC0415 - ... nor pictures
+
+    options = EmbedOptions(
+        data="-",
+        output="-",
+        preprocess=settings.preprocess,
+        caption=settings.caption,
+        max_member_bytes=settings.max_source_bytes,
+    )
+    return SourceReader(AllowedSources(settings.source_prefixes), options)
 
 
 def reference_model(settings: ScorerSettings, counts: metrics.ScorerMetrics) -> ReferenceModel:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from jest_proto.tensors import DATATYPES
 from jest_server import records
-from jest_server.errors import StoreUnavailable
+from jest_server.errors import StoreUnavailable, UnreadableSource
 from jest_server.logs import get_logger
 from jest_server.model import Lease, ShardResult
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from jest_server.model import ReferenceInfo, Shard
-    from jest_server.ports import EmbeddingCache, ReferenceModel
+    from jest_server.ports import EmbeddingCache, ExampleSources, ReferenceModel
 
 
 FIRST_PAUSE_S = 0.005
@@ -52,6 +52,8 @@ class Scoring:
     model: ReferenceModel
     reference: ReferenceInfo
     lease_s: float = 10.0
+    sources: ExampleSources | None = None
+    """None: this scorer reads no examples by reference."""
 
     async def score(self, shard: Shard, *, on_wait: Callable[[], None] = lambda: None) -> ShardResult:
         """Returns the embeddings of all the shard's keys, rounded as the cache holds them.
@@ -115,14 +117,32 @@ class Scoring:
                 _log.warning("leases could not be renewed", count=len(keys), error=str(error))
 
     async def _infer(self, shard: Shard, keys: list[str], rows: list[int]) -> dict[str, bytes]:
-        inputs = {name: array[rows] for name, array in _features(shard).items()}
+        description, data = _unpacked(shard)
+        if "sources" in description:
+            inputs = await self._read([description["sources"][row] for row in rows])
+        else:
+            inputs = {name: array[rows] for name, array in _features(description, data).items()}
         embedded = (await self.model.embed(inputs)).astype(np.float16)
         return {key: embedded[i].tobytes() for i, key in enumerate(keys)}
 
+    async def _read(self, sources: list[str]) -> dict[str, npt.NDArray[Any]]:
+        if self.sources is None:
+            raise UnscorableShard("SOURCES_NOT_READ", "this scorer reads no sources: JEST_SOURCE_PREFIXES is empty")
+        try:
+            return await self.sources.inputs(self.reference, sources)
+        except UnreadableSource as error:
+            raise UnscorableShard(error.reason, str(error)) from error
 
-def _features(shard: Shard) -> dict[str, npt.NDArray[Any]]:
+
+def _unpacked(shard: Shard) -> tuple[dict[str, Any], memoryview]:
     try:
-        description, data = records.unpack(shard.features)
+        return records.unpack(shard.features)
+    except (TypeError, ValueError) as error:
+        raise UnscorableShard("FEATURES_UNREADABLE", f"{type(error).__name__}: {error}") from error
+
+
+def _features(description: dict[str, Any], data: memoryview) -> dict[str, npt.NDArray[Any]]:
+    try:
         arrays, offset = {}, 0
         for tensor in description["tensors"]:
             dtype = DATATYPES[tensor["datatype"]].numpy

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from jest_server.metrics import ScorerMetrics
     from jest_server.model import Claim
-    from jest_server.ports import EmbeddingCache, ReferenceModel, SuperBatchStore
+    from jest_server.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore
     from jest_server.settings import ScorerSettings
 
 CLAIM_BLOCK_S = 1.0
@@ -45,12 +45,14 @@ class Worker:
         model: ReferenceModel,
         settings: ScorerSettings,
         metrics: ScorerMetrics,
+        sources: ExampleSources | None = None,
     ) -> None:
         self._store = store
         self._cache = cache
         self._model = model
         self._settings = settings
         self._metrics = metrics
+        self._sources = sources
         self._in_hand: dict[str, Claim] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.concurrent_shards)
@@ -78,7 +80,9 @@ class Worker:
             return
         if self._scoring is None or self._scoring.reference != reference:
             _log.info("reference model is ready", model=reference.name, version=reference.version)
-            self._scoring = Scoring(self._cache, self._model, reference, self._settings.inference_lease_s)
+            self._scoring = Scoring(
+                self._cache, self._model, reference, self._settings.inference_lease_s, self._sources
+            )
         await self._store.announce_reference(reference, ttl_s=ANNOUNCE_LIVES * self._settings.announce_interval_s)
         self._metrics.reference_ready.set(1)
         self._ready.set()

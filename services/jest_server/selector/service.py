@@ -101,6 +101,7 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
                 keys=tuple(request.example_keys),
                 step=request.step if request.HasField("step") else None,
                 group_labels=tuple(request.group_labels),
+                sources=tuple(request.example_sources),
             )
             accepted = await self._submissions.submit(rows)
         return selection_pb2.SubmitSuperBatchResponse(

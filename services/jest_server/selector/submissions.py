@@ -16,6 +16,8 @@ from jest_server.errors import Conflict, DeadLettered, InvalidField, SuperBatchU
 from jest_server.jobs import policy_of
 from jest_server.model import Shard, Submission, SubmitStatus, UploadStatus
 from jest_server.selector.bounds import Bounds
+from jest_server.selector.named import check_sources, shards_of_sources
+from jest_server.sources import AllowedSources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,7 @@ class Rows:
     keys: tuple[str, ...]
     step: int | None = None
     group_labels: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def context(self) -> dict[str, str]:
         """Returns the ids for errors."""
@@ -54,7 +57,8 @@ class Rows:
 
     def digest(self) -> str:
         """Names the content."""
-        return content_digest((), self.world_size, self.keys, self.step, self.group_labels)
+        sources = (self.sources,) if self.sources else ()
+        return content_digest((), self.world_size, self.keys, self.step, self.group_labels, *sources)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Submissions:
         self._jobs = jobs
         self._settings = settings
         self._bounds = Bounds(store, settings)
+        self._allowed = AllowedSources(settings.source_prefixes)
 
     async def submit(self, rows: Rows) -> Accepted:
         """Registers one rank's rows and tells which of them have to be uploaded.
@@ -109,9 +114,9 @@ class Submissions:
         # Many keys take a while to look at, and other calls want their answers meanwhile.
         reference = await self._jobs.reference(spec)
         if len(rows.keys) < _THREAD_FROM_KEYS:
-            submission = _submission(rows, spec, reference)
+            submission = self._checked(rows, spec, reference)
         else:
-            submission = await asyncio.to_thread(_submission, rows, spec, reference)
+            submission = await asyncio.to_thread(self._checked, rows, spec, reference)
         status = await self._store.submit(
             submission, limits=self._bounds.super_batches(spec), ttl_s=spec.super_batch_ttl_s, now_s=time.time()
         )
@@ -122,6 +127,11 @@ class Submissions:
         if super_batch is None:
             return await self._decided(submission)
         missing = await self._missing(submission, super_batch) if spec.policy.needs_reference_model else ()
+        named = tuple(row for row in missing if rows.sources and rows.sources[row])
+        if named:
+            assert super_batch.reference is not None, "a job that needs the reference model has one"
+            await self._queue_named(rows, named, super_batch.reference)
+            missing = tuple(row for row in missing if not rows.sources[row])
         return Accepted(missing, super_batch.reference, decided=False)
 
     async def require_room(self, job: str, nbytes: int, context: dict[str, str]) -> None:
@@ -220,6 +230,24 @@ class Submissions:
         cached = await self._cache.of_job(submission.job).get(super_batch.reference, list(first_rows))
         return tuple(row for row, value in zip(first_rows.values(), cached, strict=True) if value is None)
 
+    def _checked(self, rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> Submission:
+        check_sources(rows, self._allowed)
+        return _submission(rows, spec, reference)
+
+    async def _queue_named(self, rows: Rows, positions: tuple[int, ...], reference: ReferenceInfo) -> None:
+        digest, shards = shards_of_sources(rows, positions, reference, shard_examples=self._settings.shard_examples)
+        status = await self._store.add_upload(
+            rows.job,
+            rows.super_batch_id,
+            rows.rank,
+            digest=digest,
+            positions=positions,
+            shards=shards,
+            limits=self._bounds.features,
+        )
+        if status in _FULL:
+            raise self._bounds.features_full(status.value, rows.job, rows.context())
+
     def _check_upload(self, upload: Upload, rows: int, reference: ReferenceInfo) -> None:
         positions = np.asarray(upload.positions, np.int64)
         if not positions.size or positions[-1] >= rows or (np.diff(positions) <= 0).any():
@@ -260,7 +288,7 @@ class Submissions:
         size = self._settings.shard_examples
         return [
             Shard(
-                shard_id=f"{upload.rank}-{digest[:16]}-{start // size}",
+                shard_id=f"{upload.rank}-{digest[:16]}-{start // size:06d}",
                 job=upload.job,
                 super_batch_id=upload.super_batch_id,
                 reference_model=reference.name,
