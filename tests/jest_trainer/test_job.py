@@ -63,6 +63,11 @@ def test_a_submission_sends_its_step_and_the_labels_of_its_groups(server, client
     assert list(request.group_labels) == ["dog", "", "7"]
 
 
+def test_a_submission_sends_where_its_examples_are(server, job):
+    job.submit("x", ["a", "b"], sources=["s3://bucket/0.tar#a", None])
+    assert list(server.requests("SubmitSuperBatch")[0].example_sources) == ["s3://bucket/0.tar#a", ""]
+
+
 @pytest.mark.parametrize(
     ("fields", "arguments", "message"),
     [
@@ -77,11 +82,6 @@ def test_a_submission_sends_its_step_and_the_labels_of_its_groups(server, client
         ({}, {"sources": "s3://b/a.png"}, "sources must hold one source for each row, not be a single string"),
     ],
 )
-def test_a_submission_sends_where_its_examples_are(server, job):
-    job.submit("x", ["a", "b"], sources=["s3://bucket/0.tar#a", None])
-    assert list(server.requests("SubmitSuperBatch")[0].example_sources) == ["s3://bucket/0.tar#a", ""]
-
-
 def test_a_submission_that_the_policy_cannot_use_is_refused_before_it_is_sent(
     server, client, fields, arguments, message
 ):
