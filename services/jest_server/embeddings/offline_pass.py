@@ -130,6 +130,8 @@ class OfflinePass:
         except EmbeddingFileError as error:
             _log.warning("manifest cannot be used; the shard is made anew", error=str(error))
             return False
+        except Exception as error:
+            raise ShardFailed(f"its manifest cannot be read in {self.folder.url}: {error!r}") from error
         return manifest is not None and Origin(**manifest.model_dump(include=set(Origin.model_fields))) == origin
 
     def _batches(self, shard: InputShard, rows: _Rows) -> Generator[_Batch, None, None]:
