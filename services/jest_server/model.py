@@ -15,6 +15,8 @@ ScopedJobName = Annotated[
 ]
 """What the server calls it: a tenant's jobs bear the tenant's name in front."""
 SuperBatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+MAX_KEY_BYTES = 512
+"""Of an example key, in UTF-8."""
 Fallback = Literal["fail", "uniform", "hard_learner"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jest_proto.tensors import as_numpy, content_digest
 from jest_server import records
 from jest_server.errors import Conflict, DeadLettered, InvalidField, QueueFull, SuperBatchUnknown
-from jest_server.model import Shard, Submission, SubmitStatus, UploadStatus
+from jest_server.model import MAX_KEY_BYTES, Shard, Submission, SubmitStatus, UploadStatus
 from jest_server.selector.jobs import policy_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from jest_server.settings import SelectorSettings
 
 QUEUE_FULL_RETRY_S = 0.25
-_MAX_KEY_BYTES = 512
 _MAX_LABEL_BYTES = 256
 _THREAD_FROM_KEYS = 4096
 
@@ -275,7 +274,7 @@ def _submission(rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> S
     Raises:
         InvalidField: If a value cannot be, or fewer rows may be chosen than the sub-batch needs.
     """
-    _check_lengths("example_keys", rows.keys, least=1, most=_MAX_KEY_BYTES)
+    _check_lengths("example_keys", rows.keys, least=1, most=MAX_KEY_BYTES)
     if rows.step is None and spec.policy.is_scheduled:
         raise InvalidField(
             f"step is not set, expected the training step: the policy of job {spec.name!r} has a schedule",
