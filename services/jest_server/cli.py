@@ -84,6 +84,58 @@ def token(
     typer.echo(secret)
 
 
+@app.command()
+def embed(  # noqa: PLR0913 - an argument for each option
+    *,
+    output: Annotated[str, typer.Option(help="Folder or URL of the embeddings, as JEST_EMBEDDINGS_URL names it.")],
+    data: Annotated[
+        str, typer.Option(help="WebDataset tars, such as 's3://bucket/{000..099}.tar', or a folder of pictures.")
+    ] = "",
+    preprocess: Annotated[
+        str, typer.Option(help="MODULE:FUNCTION that makes the reference model's inputs of examples.")
+    ] = "",
+    key: Annotated[str, typer.Option(help="How trainers call an example: {key} in the shard, {shard} its name.")] = (
+        "{key}"
+    ),
+    caption: Annotated[str, typer.Option(help="Where captions are: txt, or json:FIELD.")] = "txt",
+    batch: Annotated[int, typer.Option(help="Examples that are preprocessed and embedded together.")] = 256,
+    shard_index: Annotated[
+        int | None, typer.Option(help="Which share is this process's; else JOB_COMPLETION_INDEX, else 0.")
+    ] = None,
+    num_shards: Annotated[int | None, typer.Option(help="Number of shares; else JEST_NUM_SHARDS, else 1.")] = None,
+    folder_shard_examples: Annotated[int, typer.Option(help="Examples of a folder that make one file.")] = 10_000,
+    max_member_bytes: Annotated[int, typer.Option(help="Larger files are not read.")] = 64 << 20,
+    max_left_out: Annotated[float, typer.Option(help="Share of a shard's examples that may be unreadable.")] = 0.01,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file in the output again instead.")] = False,
+) -> None:
+    """Embed a data set offline with the reference model that a scorer's JEST_* settings name."""
+    from jest_server.embeddings import command  # noqa: PLC0415 - needs the [embeddings] extra
+    from jest_server.embeddings.options import EmbedOptions  # noqa: PLC0415 - as above
+    from jest_server.settings import EmbedSettings  # noqa: PLC0415 - as above
+
+    try:
+        if verify:
+            raise typer.Exit(command.verify_all(output, _say))
+        share = EmbedSettings()
+        options = EmbedOptions(
+            data=data,
+            output=output,
+            preprocess=preprocess,
+            key=key,
+            caption=caption,
+            batch=batch,
+            shard_index=share.shard_index if shard_index is None else shard_index,
+            num_shards=share.num_shards if num_shards is None else num_shards,
+            folder_shard_examples=folder_shard_examples,
+            max_member_bytes=max_member_bytes,
+            max_left_out=max_left_out,
+        )
+        prepared = command.prepare(options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(command.embed(prepared))
+
+
 @bench.command()
 def selection(
     *,

@@ -20,6 +20,8 @@ ScopedJobName = Annotated[
 SuperBatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 DECISIONS_KEPT = 10_000
 """Of each job, unless a deployment says otherwise."""
+MAX_KEY_BYTES = 512
+"""Of an example key, in UTF-8."""
 Fallback = Literal["fail", "uniform", "hard_learner"]
 
 

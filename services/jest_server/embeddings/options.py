@@ -7,8 +7,8 @@ import string
 from dataclasses import dataclass
 from itertools import product
 
-MAX_KEY_BYTES = 512
-"""Longer ones no trainer can submit."""
+from jest_server.model import MAX_KEY_BYTES
+
 MAX_URLS = 1_000_000
 _KEY_FIELDS = {"key", "shard"}
 _BRACES = re.compile(r"\{([^{}]*)\}")

@@ -14,7 +14,7 @@ from jest_proto.tensors import as_numpy, content_digest
 from jest_server import records
 from jest_server.errors import Conflict, DeadLettered, InvalidField, SuperBatchUnknown
 from jest_server.jobs import policy_of
-from jest_server.model import Shard, Submission, SubmitStatus, UploadStatus
+from jest_server.model import MAX_KEY_BYTES, Shard, Submission, SubmitStatus, UploadStatus
 from jest_server.selector.bounds import Bounds
 from jest_server.selector.named import check_sources, shards_of_sources
 from jest_server.sources import AllowedSources
@@ -33,7 +33,6 @@ _FULL = {
     *(SubmitStatus.JOB_FULL, SubmitStatus.TENANT_FULL, SubmitStatus.SERVER_FULL),
     *(UploadStatus.JOB_FULL, UploadStatus.TENANT_FULL, UploadStatus.SERVER_FULL),
 }
-_MAX_KEY_BYTES = 512
 _MAX_LABEL_BYTES = 256
 _THREAD_FROM_KEYS = 4096
 
@@ -312,7 +311,7 @@ def _submission(rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> S
     Raises:
         InvalidField: If a value cannot be, or fewer rows may be chosen than the sub-batch needs.
     """
-    _check_lengths("example_keys", rows.keys, least=1, most=_MAX_KEY_BYTES)
+    _check_lengths("example_keys", rows.keys, least=1, most=MAX_KEY_BYTES)
     if rows.step is None and spec.policy.is_scheduled:
         raise InvalidField(
             f"step is not set, expected the training step: the policy of job {spec.name!r} has a schedule",
