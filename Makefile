@@ -44,12 +44,14 @@ contract: $(READY) proto
 	cd protos && ../$(BIN)/buf lint
 	cd protos && ../$(BIN)/buf breaking --against '$(GIT_DIR)#ref=$(RELEASED),subdir=protos'
 
-bench: $(READY) ## Measure the selection and the service on this machine (some 40 minutes)
+bench: $(READY) ## Measure the selection and the service on this machine (about an hour)
 	$(BIN)/jest-server bench selection --json benchmarks/results/selection.json
 	$(BIN)/jest-server bench rpc --json benchmarks/results/rpc.json
 	$(BIN)/jest-server bench rounding --json benchmarks/results/rounding.json
 	$(BIN)/python benchmarks/stand_in/export.py .cache/stand_in_reference
 	$(BIN)/jest-server bench scorer --model-repository .cache/stand_in_reference --json benchmarks/results/scorer.json
+	$(BIN)/jest-server bench memory --model-repository .cache/stand_in_reference --json benchmarks/results/memory.json
+	$(BIN)/python benchmarks/plot_memory.py benchmarks/results/memory.json docs/memory.svg
 
 up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
 	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))
