@@ -9,17 +9,14 @@ from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.embedded.process import ServerProcess, free_port
 from jest_server.errors import StoreUnavailable
-from jest_server.model import JobSpec, PolicySpec, ReferenceInfo
+from jest_server.model import JobSpec, Lease, PolicySpec
 from support.certificates import make_authority, needs_openssl, sign
+from support.super_batches import REFERENCE, decision, queue_one, result_of
 
 pytestmark = [
     needs_openssl,
     pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs a redis-server that speaks TLS"),
 ]
-
-REFERENCE = ReferenceInfo(
-    name="r", version="1", preprocessing_id="p", scale=1.0, bias=0.0, embedding_width=2, inputs=()
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def address(tmp_path_factory):
         f"tls-cert-file {pair.certificate}\ntls-key-file {pair.key}\ntls-ca-cert-file {authority.certificate}\n"
         "user default off\n"
         "user queue on >queue-secret ~{jest}:* +@all\n"
-        "user cache on >cache-secret ~jest:e:* +@all\n"
+        "user cache on >cache-secret ~jest:e:* ~jest:l:* +@all\n"
     )  # fmt: skip
     process = ServerProcess("redis with TLS", folder / "redis.log")
 
@@ -61,6 +58,14 @@ async def test_the_queue_works_with_the_rights_that_the_documentation_names(addr
     spec = JobSpec(name="job", policy=PolicySpec(filter_ratio="0.5"))
     assert (await store.create_job(spec, now_s=1.0))[1]
     assert (await store.get_job("job")).spec == spec
+    await store.announce_reference(REFERENCE, ttl_s=60)
+    await queue_one(store, "other")
+    (claim,) = await store.claim("c", REFERENCE, count=1, block_s=1)
+    await store.release("c", [claim])
+    (claim,) = await store.claim("c", REFERENCE, count=1, block_s=1)
+    await store.complete(claim, result_of(claim))
+    await store.decide(decision("other"), keep_s=60)
+    assert await store.delete_job("other")
     await store.close()
 
 
@@ -68,6 +73,11 @@ async def test_the_cache_works_with_the_rights_that_the_documentation_names(addr
     cache = RedisEmbeddingCache.from_url(url(address, "cache:cache-secret"))
     await cache.put(REFERENCE, {"key": b"12345678"})
     assert await cache.get(REFERENCE, ["key", "other"]) == [b"12345678", None]
+    taken = await cache.take(REFERENCE, ["key", "other"], owner="me", ttl_s=60)
+    assert taken == [b"12345678", Lease.MINE]
+    await cache.renew(REFERENCE, ["other"], owner="me", ttl_s=60)
+    await cache.give_back(REFERENCE, ["other"], owner="me")
+    assert (await cache.stats()).values == 1
     await cache.close()
 
 
