@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jest_server import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure this machine; tables go to standard output.")
@@ -151,16 +155,14 @@ def selection(
     """Measure the selection against dense ones, against its bare products, by size, loss and precision."""
     from jest_server.bench import selection as benchmark  # noqa: PLC0415 - loads torch
 
-    try:
+    with _telling_bad_values():
         options = benchmark.Options(
-            sizes=tuple(map(int, sizes.split(","))),
+            sizes=_numbers(sizes),
             width=width,
             filter_ratio=filter_ratio,
             num_chunks=num_chunks,
             runs=runs,
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     result = benchmark.measure(options, _say)
     _tell(result, benchmark.tables(result), json_file)
 
@@ -180,12 +182,8 @@ def rpc(
     """Measure SelectSubBatch against the same selection in process."""
     from jest_server.bench import rpc as benchmark  # noqa: PLC0415 - loads torch
 
-    try:
-        options = benchmark.Options(
-            rows=rows, width=width, datatype=datatype, ranks=tuple(map(int, ranks.split(","))), runs=runs
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    with _telling_bad_values():
+        options = benchmark.Options(rows=rows, width=width, datatype=datatype, ranks=_numbers(ranks), runs=runs)
     result = benchmark.measure(options, _say)
     _tell(result, benchmark.tables(result), json_file)
 
@@ -202,12 +200,8 @@ def rounding(
     """Count which pairs are chosen all the same if the cache rounds the reference embeddings."""
     from jest_server.bench import rounding as benchmark  # noqa: PLC0415 - loads torch
 
-    try:
-        options = benchmark.Options(
-            sizes=tuple(map(int, sizes.split(","))), width=width, filter_ratio=filter_ratio, seeds=seeds
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    with _telling_bad_values():
+        options = benchmark.Options(sizes=_numbers(sizes), width=width, filter_ratio=filter_ratio, seeds=seeds)
     result = benchmark.measure(options)
     _tell(result, benchmark.tables(result), json_file)
 
@@ -227,18 +221,16 @@ def bench_scorer(
     """Measure the scorers: throughput, cache, and what several jobs over the same data cost."""
     from jest_server.bench import scorer as benchmark  # noqa: PLC0415 - loads torch
 
-    try:
+    with _telling_bad_values():
         options = benchmark.Options(
             model_repository=model_repository,
             examples=examples,
             rows=rows,
             scorers=scorers,
-            jobs=tuple(map(int, jobs.split(","))),
-            apart=tuple(map(int, apart.split(","))),
+            jobs=_numbers(jobs),
+            apart=_numbers(apart),
             runs=runs,
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     result = benchmark.measure(options, _say)
     _tell(result, benchmark.tables(result), json_file)
 
@@ -254,10 +246,8 @@ def memory(
     """Watch the memory of every process while producers offer ten times too much."""
     from jest_server.bench import memory as benchmark  # noqa: PLC0415 - loads what only a benchmark needs
 
-    try:
+    with _telling_bad_values():
         options = benchmark.Options(model_repository=model_repository, seconds=seconds, overload=overload)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     result = benchmark.measure(options, _say)
     _tell(result, benchmark.tables(result), json_file)
 
@@ -266,6 +256,20 @@ def memory(
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+@contextmanager
+def _telling_bad_values() -> Iterator[None]:
+    """Turns what cannot be into what the command line says of wrong options."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Numbers with commas between."""
+    return tuple(map(int, text.split(",")))
 
 
 def _say(sentence: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jest_core import Schedule, SelectionPolicy
 from jest_server.errors import InvalidField, JobConflict, JobUnknown, QueueFull, ReferenceUnavailable
-from jest_server.security.tenants import SEPARATOR, owner_of
+from jest_server.security.tenants import prefix_of
 
 if TYPE_CHECKING:
     from jest_server.model import Counters, Job, JobSpec, PolicySpec, ReferenceInfo, ScheduleSpec
@@ -91,8 +91,7 @@ class Jobs:
 
     async def _require_room(self, name: str) -> None:
         """Refuses a new job of a tenant that has enough; several at the same moment may all be let in."""
-        tenant = owner_of(name)
-        prefix = f"{tenant}{SEPARATOR}" if tenant else ""
+        prefix = prefix_of(name)
         if await self._store.get_job(name) is not None:
             return
         held = await self._store.list_jobs(after=prefix, limit=self._max_jobs_per_tenant)

@@ -35,6 +35,7 @@ from jest_server.model import (
     SuperBatch,
     UploadStatus,
 )
+from jest_server.security.tenants import prefix_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -501,9 +502,9 @@ class MemorySuperBatchStore:
 
     def _held_by(self, job: str, amount: Callable[[_InFlight], int]) -> Limits:
         """Sums an amount over the super-batches in flight of a job, of its tenant, and of all."""
-        tenant, separator, _ = job.rpartition("~")
+        tenant = prefix_of(job)
         sums = {name: sum(amount(held) for held in state.in_flight.values()) for name, state in self._jobs.items()}
-        theirs = sum(held for name, held in sums.items() if tenant and name.startswith(tenant + separator))
+        theirs = sum(held for name, held in sums.items() if tenant and name.startswith(tenant))
         return Limits(job=sums.get(job, 0), tenant=theirs, server=sum(sums.values()))
 
     def _served(self, known: _Announced) -> bool:

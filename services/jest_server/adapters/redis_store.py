@@ -11,8 +11,10 @@ from jest_server.adapters.redis_connection import answering, milliseconds, run, 
 from jest_server.adapters.redis_keys import DEFAULT_PREFIX, line_of, member
 from jest_server.adapters.redis_outcomes import BACKSTOP_S, REFERENCE, RedisOutcomes
 from jest_server.adapters.redis_queue import pack_shard
+from jest_server.batches import batched
 from jest_server.errors import JobUnknown, StoreUnavailable
 from jest_server.model import Limits, ShardResult, Submission, SubmitStatus, SuperBatch, UploadStatus
+from jest_server.security.tenants import prefix_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -164,16 +166,16 @@ class RedisSuperBatchStore(RedisOutcomes):
         async with answering("queue"):
             shard_ids: list[Any] = await self._client.hkeys(key)
         results = []
-        for start in range(0, len(shard_ids), RESULT_BATCH):
+        for batch in batched(shard_ids, RESULT_BATCH):
             async with answering("queue"):
-                held: list[Any] = await self._client.hmget(key, shard_ids[start : start + RESULT_BATCH])
+                held: list[Any] = await self._client.hmget(key, list(batch))
             results += [_unpack_result(blob) for blob in held if blob is not None]
         return results
 
     async def bytes_held(self, job: str) -> Limits:
         """See the port."""
-        tenant, separator, _ = job.rpartition("~")
-        levels = (f"{job}/", tenant + separator, "")
+        tenant = prefix_of(job)
+        levels = (f"{job}/", tenant, "")
         async with answering("queue"):
             held: Any = await self._client.hmget(self._keys.usage, [f"bytes|{level}" for level in levels])
         found = [int(amount or 0) for amount in held]

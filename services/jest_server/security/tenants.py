@@ -31,8 +31,7 @@ def current() -> str:
 
 def prefix() -> str:
     """What the tenant's job names start with inside the server."""
-    tenant = current()
-    return f"{tenant}{SEPARATOR}" if tenant else ""
+    return _prefix_of(current())
 
 
 def scoped(job: str) -> str:
@@ -48,6 +47,15 @@ def unscoped(job: str) -> str:
 def owner_of(job: str) -> str:
     """The tenant whose job the server calls by this name; empty where there are none."""
     return job.rpartition(SEPARATOR)[0]
+
+
+def prefix_of(job: str) -> str:
+    """What the names of all jobs of this job's tenant start with inside the server."""
+    return _prefix_of(owner_of(job))
+
+
+def _prefix_of(tenant: str) -> str:
+    return f"{tenant}{SEPARATOR}" if tenant else ""
 
 
 def in_their_words(text: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jest_proto.tensors import content_digest
 from jest_server import records
+from jest_server.batches import batched
 from jest_server.errors import InvalidField
 from jest_server.model import Shard
 
@@ -43,7 +44,6 @@ def shards_of_sources(
     """Returns a digest of what is to be read, and shards of it; what lies in one tar lies together."""
     ordered = sorted(positions, key=lambda row: rows.sources[row])
     digest = content_digest((), list(positions), [rows.sources[row] for row in positions])
-    pieces = [ordered[start : start + shard_examples] for start in range(0, len(ordered), shard_examples)]
     return digest, [
         Shard(
             shard_id=f"{rows.rank}-{digest[:16]}-{number:06d}",
@@ -54,5 +54,5 @@ def shards_of_sources(
             keys=tuple(rows.keys[row] for row in piece),
             features=records.pack({"sources": [rows.sources[row] for row in piece]}),
         )
-        for number, piece in enumerate(pieces)
+        for number, piece in enumerate(batched(ordered, shard_examples))
     ]
