@@ -132,7 +132,7 @@ class QueueFull(JestServerError):
 
 
 class RateLimited(JestServerError):
-    """More calls than the tenant may make in a second; come back after ``retry_after_s``."""
+    """More calls in a second than the job, the tenant or all together may make; come back after ``retry_after_s``."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     http_status = 429

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from jest_server import errors
 from jest_server.logs import get_logger
 from jest_server.security import tenants
-from jest_server.security.rate import RateLimit
+from jest_server.security.rate import CallRates
 from jest_server.security.tokens import Tokens
 from jest_server.security.transport import require_safe, server_credentials, tls_files
 
@@ -61,10 +61,10 @@ def status_of(error: errors.JestServerError) -> status_pb2.Status:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Lets in who may call, turns what a use case raises into the call's status, and counts every call."""
 
-    def __init__(self, metrics: RpcMetrics, tokens: Tokens | None = None, rate: RateLimit | None = None) -> None:
+    def __init__(self, metrics: RpcMetrics, rates: CallRates, tokens: Tokens | None = None) -> None:
         self._metrics = metrics
+        self._rates = rates
         self._tokens = tokens
-        self._rate = rate
 
     async def intercept_service(
         self,
@@ -91,8 +91,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             try:
                 if self._tokens is not None:
                     tenants.enter(self._tokens.tenant_of(_authorization(context)))
-                if self._rate is not None:
-                    self._rate.take(tenants.current(), now_s=time.monotonic())
+                self._rates.admit(tenants.current(), now_s=time.monotonic())
                 return await behaviour(_readable(request), context)
             except errors.JestServerError as error:
                 code = error.code
@@ -175,11 +174,11 @@ class GrpcServer:
         self._tls = tls_files(settings)
         require_safe(settings, self._tls)
         tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
-        rate = RateLimit(settings.max_calls_per_s) if settings.max_calls_per_s else None
+        self.rates = CallRates(settings)
         self._health = health.aio.HealthServicer()
         self._services: list[str] = []
         self.server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(metrics, tokens, rate)],
+            interceptors=[ErrorInterceptor(metrics, self.rates, tokens)],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.so_reuseport", 0),

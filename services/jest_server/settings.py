@@ -44,7 +44,10 @@ class ProcessSettings(BaseSettings):
     tokens_file: Path | None = None
     """Bearer tokens and their tenants; none: no call needs a token and there are no tenants."""
     max_calls_per_s: float = Field(default=0, ge=0, allow_inf_nan=False)
-    """Calls that each tenant may make in a second, on average, of this process; 0: as many as it likes."""
+    """Calls that this process answers in a second, on average, to all callers; 0 here and below: as many as come."""
+    max_calls_per_s_per_tenant: float = Field(default=0, ge=0, allow_inf_nan=False)
+    max_calls_per_s_per_job: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Of the calls that carry a job's super-batches."""
     allow_insecure: bool = False
     """Listen to other machines though there is no TLS, or nobody has to show who they are."""
     health_listen: str = ""

@@ -60,6 +60,19 @@ def speaker(served):
     speaker.close()
 
 
+@pytest.fixture
+def hurried(served, tmp_path):
+    """A client of a second selector, which answers each job twice a second, four times at once."""
+    asyncio.run(announce(served[1]))
+    settings = {"queue_url": served[1], "cache_url": served[1], "max_calls_per_s_per_job": 2, "drain_delay_s": 0}
+    selector = OwnProcess("selector", "jest_server.selector", tmp_path / "selector.log", settings)
+    selector.start()
+    speaker = Speaker(f"127.0.0.1:{selector.port}", "ref")
+    yield speaker
+    speaker.close()
+    selector.stop()
+
+
 async def announce(url):
     store = RedisSuperBatchStore.from_url(url)
     await store.announce_reference(REFERENCE, ttl_s=600)
@@ -118,6 +131,25 @@ def test_more_super_batches_than_the_server_takes_are_told_when_to_come_back(spe
     refusal = refusal_of(caught.value)
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert "super-batches in flight of all jobs of this server reach the limit of 5" in refusal.message
+
+
+def test_more_calls_than_a_job_may_make_are_told_when_to_come_back_and_cost_other_jobs_nothing(hurried):
+    busy, other = (hurried.create_job(policy=POLICY).spec.name for _ in range(2))
+    keys = fresh_keys(16)
+
+    def submit_without_end():
+        while True:
+            hurried.submit(busy, "sb", keys)
+
+    with pytest.raises(grpc.RpcError) as caught:
+        submit_without_end()
+    refusal = refusal_of(caught.value)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert f"more than 2 calls a second of job {busy} (JEST_MAX_CALLS_PER_S_PER_JOB)" in refusal.message
+    assert 0 < refusal.retry_after_s <= 0.5
+    hurried.submit(other, "sb", keys)
+    time.sleep(refusal.retry_after_s + 0.05)
+    hurried.submit(busy, "sb", keys)
 
 
 def test_a_trainer_waits_until_its_deadline_and_says_why(served, speaker):

@@ -17,7 +17,7 @@ from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.control.app import create_app
 from jest_server.control.guard import Guard
 from jest_server.jobs import Jobs
-from jest_server.security.rate import RateLimit
+from jest_server.security.rate import CallRates
 from jest_server.security.tokens import Tokens
 from jest_server.security.transport import TlsFiles, require_safe, tls_files
 from jest_server.settings import ControlSettings
@@ -51,10 +51,9 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
     require_safe(settings, tls)
     registry = CollectorRegistry()
     tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
-    rate = RateLimit(settings.max_calls_per_s) if settings.max_calls_per_s else None
     jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
     app = create_app(store, cache, jobs, needs_token=tokens is not None, stopping=stop.is_set)
-    guarded = Guard(app, metrics=metrics.ControlMetrics(registry), tokens=tokens, rate=rate)
+    guarded = Guard(app, metrics=metrics.ControlMetrics(registry), rates=CallRates(settings), tokens=tokens)
     config = uvicorn.Config(guarded, log_config=None, access_log=False, server_header=False, lifespan="off")
     config.timeout_graceful_shutdown = round(settings.grace_s)
     config.load()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from jest_server.metrics import ControlMetrics
-    from jest_server.security.rate import RateLimit
+    from jest_server.security.rate import CallRates
     from jest_server.security.tokens import Tokens
 
 API: Final = "/v1"
@@ -28,12 +28,12 @@ class Guard:
     """ASGI middleware. Health and the description of the API need no token: they tell what is published anyway."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: ControlMetrics, tokens: Tokens | None = None, rate: RateLimit | None = None
+        self, app: ASGIApp, *, metrics: ControlMetrics, rates: CallRates, tokens: Tokens | None = None
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._rates = rates
         self._tokens = tokens
-        self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -63,8 +63,7 @@ class Guard:
     def _let_in(self, headers: dict[str, str]) -> None:
         if self._tokens is not None:
             tenants.enter(self._tokens.tenant_of(headers.get("authorization")))
-        if self._rate is not None:
-            self._rate.take(tenants.current(), now_s=time.monotonic())
+        self._rates.admit(tenants.current(), now_s=time.monotonic())
 
 
 def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:

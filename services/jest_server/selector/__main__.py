@@ -55,7 +55,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
     server = serving.GrpcServer(settings, counts.rpc, max_message_bytes=settings.max_message_bytes)
     submissions = Submissions(store, cache, jobs, settings)
     selection_pb2_grpc.add_SelectionServiceServicer_to_server(
-        SelectionServicer(submissions, selections, assemblies, settings), server.server
+        SelectionServicer(submissions, selections, assemblies, settings, server.rates), server.server
     )
     jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs), server.server)
 

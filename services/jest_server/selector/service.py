@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import grpc
 
     from jest_server.jobs import Jobs
+    from jest_server.security.rate import CallRates
     from jest_server.selector.assembly import Assemblies, Outcome
     from jest_server.selector.selections import Selections
     from jest_server.selector.submissions import Submissions
@@ -78,20 +80,26 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
     """jest.v1.SelectionService."""
 
     def __init__(
-        self, submissions: Submissions, selections: Selections, assemblies: Assemblies, settings: SelectorSettings
+        self,
+        submissions: Submissions,
+        selections: Selections,
+        assemblies: Assemblies,
+        settings: SelectorSettings,
+        rates: CallRates,
     ) -> None:
         self._submissions = submissions
         self._selections = selections
         self._assemblies = assemblies
         self._receiver = LearnerReceiver(selections, assemblies, settings)
         self._settings = settings
+        self._rates = rates
 
     async def SubmitSuperBatch(
         self,
         request: selection_pb2.SubmitSuperBatchRequest,
         context: Context,
     ) -> selection_pb2.SubmitSuperBatchResponse:
-        job, super_batch_id = _ids(request)
+        job, super_batch_id = self._admitted(request)
         with bound(job=job, super_batch=super_batch_id, rank=request.rank):
             rows = Rows(
                 job,
@@ -116,7 +124,7 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
         context: Context,
     ) -> selection_pb2.UploadExamplesResponse:
         header = await _header(request_iterator)
-        job, super_batch_id = _ids(header)
+        job, super_batch_id = self._admitted(header)
         with bound(job=job, super_batch=super_batch_id, rank=header.rank):
             limit, context_ids = self._settings.max_tensor_bytes, {"job": job, "super_batch_id": super_batch_id}
             nbytes = announced_bytes(header.tensors, max_bytes=limit)
@@ -131,7 +139,7 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
         self, request_iterator: AsyncIterator[selection_pb2.SelectSubBatchRequest], context: Context
     ) -> selection_pb2.SelectSubBatchResponse:
         header = await _header(request_iterator)
-        job, super_batch_id = _ids(header)
+        job, super_batch_id = self._admitted(header)
         call = Call(job, super_batch_id, header.rank, header.world_size)
         with bound(job=job, super_batch=super_batch_id, rank=header.rank):
             check_header(header, await self._selections.policy_of(call))
@@ -162,6 +170,13 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
             max_world_size=self._settings.max_world_size,
             max_pair_loss_bytes=self._settings.max_pair_loss_bytes,
         )
+
+    def _admitted(self, message: Any) -> tuple[str, str]:
+        """Returns the job and the super-batch of a call that the job may still make."""
+        job = tenants.scoped(_checked(_JOB_NAME, message.job, "job"))
+        super_batch_id = _checked(_SUPER_BATCH_ID, message.super_batch_id, "super_batch_id")
+        self._rates.admit_to_job(job, now_s=time.monotonic())
+        return job, super_batch_id
 
 
 def _time_left(context: Context) -> float:
@@ -215,11 +230,6 @@ async def _header(messages: AsyncIterator[Any]) -> Any:
             return message.header
         break
     raise InvalidField("the stream does not start with a header", field_name="header")
-
-
-def _ids(message: Any) -> tuple[str, str]:
-    job = tenants.scoped(_checked(_JOB_NAME, message.job, "job"))
-    return job, _checked(_SUPER_BATCH_ID, message.super_batch_id, "super_batch_id")
 
 
 def _checked(adapter: TypeAdapter[str], value: str, field: str) -> str:

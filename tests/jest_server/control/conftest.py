@@ -14,6 +14,8 @@ from jest_server.control.app import create_app
 from jest_server.control.guard import Guard
 from jest_server.jobs import Jobs
 from jest_server.metrics import ControlMetrics
+from jest_server.security.rate import CallRates
+from jest_server.settings import ControlSettings
 from support.super_batches import REFERENCE, spec
 
 
@@ -27,7 +29,7 @@ class Control:
         self.is_stopping = False
         self.jobs = Jobs(self.store, max_world_size=64)
         self.app = create_app(self.store, self.cache, self.jobs, stopping=lambda: self.is_stopping)
-        self.options = {}
+        self.options = {"rates": CallRates(ControlSettings())}
 
     def client(self):
         guarded = Guard(self.app, metrics=ControlMetrics(self.registry), **self.options)

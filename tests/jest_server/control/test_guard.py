@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jest_server.control.guard import MAX_BODY_BYTES
-from jest_server.security.rate import RateLimit
+from jest_server.security.rate import CallRates
 from jest_server.security.tokens import Tokens, add_token
+from jest_server.settings import ControlSettings
 from support.super_batches import letter, spec, submit
 
 SPEC = {"name": "mine", "policy": {"scoring": "uniform", "sub_batch_size": 4, "num_chunks": 1}}
@@ -83,7 +84,7 @@ async def test_another_tenants_job_is_not_found_whatever_is_asked_of_it(control,
 
 
 async def test_more_calls_than_a_tenant_may_make_are_told_when_to_come_back(control, tokens):
-    control.options["rate"] = RateLimit(1.0)
+    control.options["rates"] = CallRates(ControlSettings(max_calls_per_s_per_tenant=1))
     async with control.client() as client:
         answers = [await client.get("/v1/queue", headers=bearer(tokens["red"])) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
