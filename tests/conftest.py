@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from jest_server.embedded.triton import TritonServer
 from support.references import export_tiny_reference
@@ -10,6 +11,10 @@ from support.servers import queue_kinds, queue_server_of, triton_on
 from support.stack import reference_towers, stack, stack_repository
 
 __all__ = ["queue_server", "reference_repository", "reference_towers", "stack", "stack_repository", "triton"]
+
+# A busy machine is slow, and that is not what these tests are about.
+settings.register_profile("no_clock", deadline=None)
+settings.load_profile("no_clock")
 
 
 @pytest.fixture(scope="session", params=queue_kinds())

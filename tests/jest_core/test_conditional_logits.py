@@ -11,7 +11,6 @@ from jest_core_samples import any_embeddings, exact, random_embeddings, random_p
 SCORINGS = st.sampled_from(["learnability", "easy_reference", "hard_learner", "uniform"])
 
 
-@settings(deadline=None)
 @given(data=st.data(), size=st.integers(1, 40), scoring=SCORINGS, mean=st.booleans(), gain=st.floats(0.01, 10))
 def test_logits_equal_the_oracle(data, size, scoring, mean, gain):
     learner, reference = data.draw(any_embeddings(size)), data.draw(any_embeddings(size))
@@ -37,7 +36,7 @@ def test_logits_do_not_depend_on_how_the_products_are_tiled(monkeypatch, tile):
     torch.testing.assert_close(conditional_logits(learner, reference, policy, chosen), whole, rtol=1e-5, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), order=st.permutations(range(12)), num_chosen=st.integers(0, 12))
 def test_permuting_the_rows_permutes_the_logits(seed, order, num_chosen):
     learner, reference = random_pair(12, seed)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jest_core_oracle as oracle
@@ -114,7 +114,6 @@ def cases(draw: st.DrawFn, **fixed: object) -> Case:
     )
 
 
-@settings(deadline=None)
 @given(case=cases())
 def test_it_is_exactly_b_distinct_rows_cut_into_even_chunks(case):
     selection = case.select()
@@ -124,7 +123,6 @@ def test_it_is_exactly_b_distinct_rows_cut_into_even_chunks(case):
     assert list(selection.chunk_boundaries) == oracle.boundaries(case.sub_batch_size, case.policy.num_chunks)
 
 
-@settings(deadline=None)
 @given(case=cases())
 def test_ranks_stay_even_after_every_chunk(case):
     selection = case.select()
@@ -135,7 +133,6 @@ def test_ranks_stay_even_after_every_chunk(case):
         assert [given_by.count(rank) for rank in range(len(expected))] == expected
 
 
-@settings(deadline=None)
 @given(case=cases())
 def test_the_perplexity_is_a_number_of_candidates(case):
     selection = case.select()
@@ -144,13 +141,11 @@ def test_the_perplexity_is_a_number_of_candidates(case):
         assert 1 - 1e-9 <= perplexity <= (len(case.ranks) - start) * (1 + 1e-9)
 
 
-@settings(deadline=None)
 @given(case=cases(precision="float32"))
 def test_every_row_taken_was_the_best_one_allowed(case):
     assert max(case.regrets(case.select())) <= case.rounding
 
 
-@settings(deadline=None)
 @given(case=cases(precision="bfloat16"))
 def test_under_bfloat16_every_row_taken_was_as_good_as_the_best_one(case):
     assert max(case.regrets(case.select())) <= case.rounding

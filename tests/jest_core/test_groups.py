@@ -25,7 +25,7 @@ def restricted_rows(draw: st.DrawFn) -> tuple[list[int], oracle.Rules]:
     return draw(st.permutations(range(size))), oracle.Rules(ranks, keys, groups, draw(st.integers(1, 4)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(case=restricted_rows(), data=st.data())
 def test_taking_all_at_once_equals_walking_row_by_row(case, data):
     order, rules = case
@@ -44,7 +44,7 @@ def test_taking_all_at_once_equals_walking_row_by_row(case, data):
         assert pool.rows().tolist() == rules.allowed(expected, [], unlimited)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(case=restricted_rows(), data=st.data(), placement=st.sampled_from(["per_rank", "global"]))
 def test_a_whole_selection_equals_the_walk_chunk_after_chunk(case, data, placement):
     order, given_rules = case

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import jest_core_oracle as oracle
@@ -13,7 +13,6 @@ SEEDS = st.integers(0, 2**64 - 1)
 LOSSES = st.sampled_from(["sigmoid", "softmax"])
 
 
-@settings(deadline=None)
 @given(data=st.data(), size=st.integers(1, 60), percent=st.integers(0, 99), seed=SEEDS)
 def test_a_selection_is_exactly_b_distinct_rows_cut_into_even_chunks(data, size, percent, seed):
     b = size * (100 - percent) // 100
@@ -29,7 +28,6 @@ def test_a_selection_is_exactly_b_distinct_rows_cut_into_even_chunks(data, size,
     assert len(selection.perplexity) == num_chunks
 
 
-@settings(deadline=None)
 @given(data=st.data(), world_size=st.integers(1, 6), share=st.integers(1, 6), seed=SEEDS)
 def test_every_rank_gives_its_share_and_stays_even_after_every_chunk(data, world_size, share, seed):
     b = world_size * share
@@ -51,7 +49,6 @@ def test_global_placement_does_not_care_where_rows_are():
     assert torch.equal(selection.positions, select_sub_batch(*pair, policy, seed=1).positions)
 
 
-@settings(deadline=None)
 @given(
     seed=SEEDS,
     data_seed=st.integers(0, 1000),
@@ -78,7 +75,6 @@ def test_growing_chunk_by_chunk_equals_scoring_afresh_for_every_chunk(seed, data
     assert select_sub_batch(learner, reference, policy, seed=seed).positions.tolist() == chosen
 
 
-@settings(deadline=None)
 @given(loss=LOSSES, data_seed=st.integers(0, 1000), num_chunks=st.integers(1, 8), gain=st.sampled_from([0.2, 1.0, 3.0]))
 def test_top_k_is_the_oracles_greedy_selection(loss, data_seed, num_chunks, gain):
     learner, reference = random_pair(30, data_seed)
@@ -110,7 +106,6 @@ def test_one_chunk_is_independent_selection():
     assert selection.positions.tolist() == np.argsort(-noisy)[:20].tolist()
 
 
-@settings(deadline=None)
 @given(data=st.data(), seed=SEEDS, num_chunks=st.integers(1, 6))
 def test_at_most_one_row_of_an_example_is_chosen(data, seed, num_chunks):
     keys = data.draw(st.lists(st.text(max_size=1), min_size=8, max_size=40).filter(lambda k: len(set(k)) >= 6))

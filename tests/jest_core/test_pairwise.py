@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jest_core_oracle as oracle
@@ -15,7 +15,6 @@ POLICY = SelectionPolicy(loss="pairwise", sub_batch_size=12, num_chunks=4)
 BOTH_DIRECTIONS = pytest.mark.parametrize("transposed", [False, True])
 
 
-@settings(deadline=None)
 @given(
     data=st.data(),
     size=st.integers(1, 40),

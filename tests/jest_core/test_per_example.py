@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jest_core_oracle as oracle
@@ -67,7 +67,6 @@ def test_draws_follow_the_law_of_sampling_without_replacement(num_chunks):
     assert fit(draws, oracle.draw_law(logits, range(4), 3)) < 1e-3
 
 
-@settings(deadline=None)
 @given(data=st.data(), size=st.integers(1, 40), seed=st.integers(0, 2**64 - 1))
 def test_every_choice_is_the_best_one_left(data, size, seed):
     b = data.draw(st.integers(1, size))

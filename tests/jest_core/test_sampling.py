@@ -24,7 +24,7 @@ def walks(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], list[int]]:
     return draw(st.permutations(range(size))), quotas, ranks, keys
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(walks())
 def test_taking_all_at_once_equals_walking_row_by_row(case):
     order, quotas, ranks, keys = case
@@ -94,7 +94,6 @@ def test_equal_logits_keep_the_order_of_their_rows():
     assert order_by_logit(torch.tensor([1.0, 2.0, 1.0, 2.0]), torch.arange(4)).tolist() == [1, 3, 0, 2]
 
 
-@settings(deadline=None)
 @given(logits=st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=30))
 def test_perplexity_equals_the_oracle(logits):
     value = float(perplexity(torch.tensor(logits)))

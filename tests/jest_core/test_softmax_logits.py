@@ -11,7 +11,6 @@ from jest_core_samples import any_embeddings, exact, random_embeddings, random_p
 POLICY = SelectionPolicy(loss="softmax", filter_ratio=0, num_chunks=1)
 
 
-@settings(deadline=None)
 @given(
     data=st.data(),
     size=st.integers(1, 30),
@@ -57,7 +56,7 @@ def test_one_far_logit_does_not_swallow_the_others():
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), order=st.permutations(range(25)), columns=st.integers(1, 9), rows=st.integers(1, 30))
 def test_denominators_grown_piece_by_piece_equal_those_of_all_at_once(seed, order, columns, rows):
     learner, reference = random_pair(25, seed)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jest_core_oracle as oracle
@@ -36,7 +36,6 @@ def assert_weights_are(selection: Selection, worth: np.ndarray) -> None:
     np.testing.assert_allclose(selection.weights.numpy(), oracle.weights(worth), rtol=1e-4, atol=rounding)
 
 
-@settings(deadline=None)
 @given(**SIZES, scoring=SCORINGS, gain=st.sampled_from([0.0, 0.1, 2.0]), mean=st.booleans())
 def test_sigmoid_weights_equal_the_oracle_without_gain_and_normalization(size, kept, seed, scoring, gain, mean):
     learner, reference = random_pair(size, seed)
@@ -47,7 +46,6 @@ def test_sigmoid_weights_equal_the_oracle_without_gain_and_normalization(size, k
     assert_weights_are(selection, oracle.additive_worth(scores, selection.positions.tolist()))
 
 
-@settings(deadline=None)
 @given(**SIZES, scoring=SCORINGS)
 def test_pairwise_weights_equal_the_oracle(size, kept, seed, scoring):
     learner, reference = random_pair_losses(size, seed=seed), random_pair_losses(size, seed=seed + 1)
@@ -56,7 +54,6 @@ def test_pairwise_weights_equal_the_oracle(size, kept, seed, scoring):
     assert_weights_are(selection, oracle.additive_worth(scores, selection.positions.tolist()))
 
 
-@settings(deadline=None)
 @given(**SIZES, scoring=SCORINGS)
 def test_softmax_weights_equal_the_oracle(size, kept, seed, scoring):
     learner, reference = random_pair(size, seed)
@@ -67,7 +64,6 @@ def test_softmax_weights_equal_the_oracle(size, kept, seed, scoring):
         assert_weights_are(selection, worth)
 
 
-@settings(deadline=None)
 @given(**SIZES)
 def test_per_example_weights_are_the_differences_of_the_losses(size, kept, seed):
     learner, reference = random_example_losses(size, seed=seed), random_example_losses(size, seed=seed + 1)

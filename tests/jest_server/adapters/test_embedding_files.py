@@ -231,7 +231,7 @@ def test_a_url_that_nothing_reads_is_refused_with_its_name():
         EmbeddingFiles("nonsense://x", EmbeddingFileMetrics(CollectorRegistry()))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     shards=st.lists(st.dictionaries(st.integers(0, 400), st.integers(0, 2**16 - 1), max_size=200), max_size=4),
     asked=st.lists(st.integers(0, 400), max_size=100),

@@ -203,7 +203,6 @@ def test_both_stores_answer_alike(kind, tmp_path):
             settings=settings(
                 max_examples=10,
                 stateful_step_count=30,
-                deadline=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
             ),
         )

@@ -22,7 +22,6 @@ from support.super_batches import REFERENCE, decision, letter, spec, submit
 
 THOROUGH = settings(
     max_examples=60,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
