@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 # What the contract must stay compatible with: the last release, or what is committed if there is none yet.
 RELEASED = $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse HEAD)
 GIT_DIR = $(shell git rev-parse --path-format=absolute --git-common-dir)
+# Tests wait for servers most of the time: two at once, each with one thread for torch, take half as long as one.
+TEST_PROCESSES ?= 2
 DEMO_OPTIONS := $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
@@ -25,7 +27,7 @@ demo: $(READY) ## Train the same model twice, uniform and chosen by the running 
 	$(BIN)/python trainer/examples/emoji/demo.py $(DEMO_OPTIONS)
 
 test: $(READY) ## Run all tests, against real servers
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --cov --cov-report=term
 
 check: lint types imports contract test ## All that CI runs
 
