@@ -76,9 +76,10 @@ def _schema() -> str:
     path = CHART / "values.schema.json"
     schema = json.loads(path.read_text())
     names = setting_names()
-    for process in _CLASSES:
-        schema["definitions"][f"{process}Settings"]["propertyNames"]["enum"] = sorted(names[process])
-    schema["definitions"]["allSettings"]["propertyNames"]["enum"] = sorted(set().union(*names.values()))
+    for process, known in {**names, "all": set().union(*names.values())}.items():
+        schema["definitions"][f"{process}Settings"]["properties"] = {
+            name: {"$ref": "#/definitions/scalar"} for name in sorted(known)
+        }
     return json.dumps(schema, indent=2) + "\n"
 
 
