@@ -1,6 +1,7 @@
 """The life of a process with a gRPC port: start, serve until told to stop, drain, end.
 
-Health is answered for the whole server ("") and for each service; reflection lists them.
+Health is answered for the whole server (""), for each service, and for whether the process itself works ("liveness");
+reflection lists the services.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from jest_server.settings import ProcessSettings
 
 ERROR_DOMAIN = "jest.v1"
+LIVENESS = "liveness"
+"""The service to ask for where the answer decides about a restart."""
 SWITCH_INTERVAL_S = 0.001
 """How long a thread may run Python code before one that answers gets its turn; the default is five times that."""
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -155,6 +158,51 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.Jest
     await context.abort(error.code, status.message, trailing_metadata=details)
 
 
+class Health:
+    """The answers to health checks (``grpc.health.v1``), and a port for them alone.
+
+    Every service, and "" for the whole, is SERVING while calls can be answered. ``LIVENESS`` is SERVING from start to
+    drain, whatever becomes of Redis and Triton: what it cannot help, a restart does not help either.
+    """
+
+    def __init__(self) -> None:
+        self._servicer = health.aio.HealthServicer()
+        self._services: list[str] = []
+        self._probed: grpc.aio.Server | None = None
+
+    def serve_on(self, server: grpc.aio.Server) -> None:
+        """Answers on a server's own port, too."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def start(self, services: Sequence[str], listen: str) -> int:
+        """Says NOT_SERVING for every service; opens ``listen``, unless it is empty and returns its port."""
+        self._services = ["", *services]
+        await self.set_ready(ready=False)
+        await self._servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        if not listen:
+            return 0
+        self._probed = grpc.aio.server()
+        self.serve_on(self._probed)
+        port = self._probed.add_insecure_port(listen)
+        await self._probed.start()
+        return port
+
+    async def set_ready(self, *, ready: bool) -> None:
+        """Tells health checkers whether calls can be answered now."""
+        status = health_pb2.HealthCheckResponse
+        for service in self._services:
+            await self._servicer.set(service, status.SERVING if ready else status.NOT_SERVING)
+
+    async def drain(self) -> None:
+        """Says NOT_SERVING for good."""
+        await self._servicer.enter_graceful_shutdown()
+
+    async def close(self) -> None:
+        """Closes the port."""
+        if self._probed is not None:
+            await self._probed.stop(0)
+
+
 class GrpcServer:
     """A gRPC server with health and reflection, not serving before ``ready`` is called.
 
@@ -175,8 +223,7 @@ class GrpcServer:
         require_safe(settings, self._tls)
         tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
         self.rates = CallRates(settings)
-        self._health = health.aio.HealthServicer()
-        self._services: list[str] = []
+        self._health = Health()
         self.server = grpc.aio.server(
             interceptors=[ErrorInterceptor(metrics, self.rates, tokens)],
             options=[
@@ -186,38 +233,29 @@ class GrpcServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        self._probed = grpc.aio.server() if settings.health_listen else None
+        self._health.serve_on(self.server)
 
     async def start(self, services: Sequence[str]) -> int:
         """Opens the port, says NOT_SERVING for every service, and returns the port's number."""
-        self._services = ["", *services]
-        await self.set_ready(ready=False)
+        await self._health.start(services, self._settings.health_listen)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
         if self._tls is None:
             port = self.server.add_insecure_port(self._settings.listen)
         else:
             port = self.server.add_secure_port(self._settings.listen, server_credentials(self._tls))
         await self.server.start()
-        if self._probed is not None:
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
-            self._probed.add_insecure_port(self._settings.health_listen)
-            await self._probed.start()
         return port
 
     async def set_ready(self, *, ready: bool) -> None:
         """Tells health checkers whether calls can be answered now."""
-        status = health_pb2.HealthCheckResponse
-        for service in self._services:
-            await self._health.set(service, status.SERVING if ready else status.NOT_SERVING)
+        await self._health.set_ready(ready=ready)
 
     async def drain(self) -> None:
         """Says NOT_SERVING, waits for load balancers to notice, lets calls in hand finish, and closes the port."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.drain()
         await asyncio.sleep(self._settings.drain_delay_s)
         await self.server.stop(self._settings.grace_s)
-        if self._probed is not None:
-            await self._probed.stop(0)
+        await self._health.close()
 
 
 def answer_first() -> None:

@@ -96,7 +96,7 @@ def _settings(owner: str, spec: Object, container: Object) -> Iterator[str]:
         stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needs = stop + float(values["JEST_DRAIN_DELAY_S"]) + float(values["JEST_GRACE_S"])
         if spec["terminationGracePeriodSeconds"] < needs + _MARGIN_S:
-            yield f"{owner}: its drain takes {needs:g} s, but it is killed after {spec['terminationGracePeriodSeconds']} s"
+            yield f"{owner}: its drain takes {needs:g} s, it is killed after {spec['terminationGracePeriodSeconds']}"
     ports = {port["containerPort"] for port in container.get("ports", [])}
     for setting, value in values.items():
         port = value.rpartition(":")[2]

@@ -15,7 +15,10 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "an unknown mode": (TRIAL | {"tls": {"mode": "on"}}, ("tls", "mode", "certmanager")),
     "a mode without its secret": (TRIAL | {"tls": {"mode": "secret"}}, ("tls", "secretname")),
     "a mode without its issuer": (TRIAL | {"tls": {"mode": "certManager"}}, ("issuerref", "name")),
-    "a setting that does not exist": (TRIAL | {"settings": {"JEST_LOG_LEVLE": "debug"}}, ("settings", "JEST_LOG_LEVLE")),
+    "a setting that does not exist": (
+        TRIAL | {"settings": {"JEST_LOG_LEVLE": "debug"}},
+        ("settings", "JEST_LOG_LEVLE"),
+    ),
     "a setting of another process": (
         TRIAL | {"control": {"settings": {"JEST_MICROBATCH": 8}}},
         ("control", "JEST_MICROBATCH"),

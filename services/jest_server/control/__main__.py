@@ -16,6 +16,7 @@ from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.control.app import create_app
 from jest_server.control.guard import Guard
+from jest_server.errors import JestServerError
 from jest_server.jobs import Jobs
 from jest_server.security.rate import CallRates
 from jest_server.security.tokens import Tokens
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from jest_server.ports import EmbeddingCache, SuperBatchStore
 
+SERVICE = "jest.control"
+"""Under which name it answers gRPC health checks; what it serves, it serves over HTTP."""
+WATCH_S = 1.0
 RENEW_S = 1.0
 """How often TLS files are looked at for changes."""
 _log = logs.get_logger()
@@ -62,6 +66,9 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
     listening = _listen(settings.listen)
     metrics_port = metrics.expose(registry, settings.metrics_listen)
     serving_ = asyncio.create_task(server.serve(sockets=[listening]))
+    health = serving.Health()
+    await health.start((SERVICE,), settings.health_listen)
+    watching = asyncio.create_task(_watch(store, cache, health))
     _log.info("control listens", port=listening.getsockname()[1], metrics_port=metrics_port)
     renewing = asyncio.create_task(_renew(tls, config.ssl)) if tls is not None and config.ssl is not None else None
     waiting = asyncio.create_task(stop.wait())
@@ -69,11 +76,14 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
     waiting.cancel()
     if not serving_.done():
         _log.info("control drains")
+        await health.drain()
         await asyncio.sleep(settings.drain_delay_s)
         server.should_exit = True
     await serving_
     if renewing is not None:
         renewing.cancel()
+    watching.cancel()
+    await health.close()
     await store.close()
     await cache.close()
     _log.info("control stopped")
@@ -92,6 +102,19 @@ def main(settings: ControlSettings | None = None) -> None:
         await serve(settings, store, cache, serving.stop_on_signals())
 
     asyncio.run(run())
+
+
+async def _watch(store: SuperBatchStore, cache: EmbeddingCache, health: serving.Health) -> None:
+    async def look() -> None:
+        try:
+            await store.ping()
+            await cache.ping()
+        except JestServerError:
+            await health.set_ready(ready=False)
+            raise
+        await health.set_ready(ready=True)
+
+    await serving.every(WATCH_S, look, name="watch")
 
 
 def _listen(listen: str) -> socket.socket:

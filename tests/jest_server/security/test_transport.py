@@ -43,11 +43,12 @@ async def serve():
         await server.drain()
 
 
-async def health(channel):
+async def health(channel, service=""):
     """The health status, or the status code of the refusal."""
+    request = health_pb2.HealthCheckRequest(service=service)
     async with channel:
         try:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
         except grpc.aio.AioRpcError as error:
             return error.code()
         return answer.status
@@ -108,6 +109,17 @@ async def test_probes_that_speak_no_tls_have_a_port_of_their_own(serve, files):
     port = free_port()
     await serve(tls_certificate=files.certificate, tls_key=files.key, health_listen=f"127.0.0.1:{port}")
     assert await health(grpc.aio.insecure_channel(f"127.0.0.1:{port}")) == SERVING
+
+
+async def test_a_server_that_is_not_ready_is_alive_all_the_same():
+    port = free_port()
+    settings = ProcessSettings(listen="127.0.0.1:0", health_listen=f"127.0.0.1:{port}", drain_delay_s=0, grace_s=1)
+    server = serving.GrpcServer(settings, SelectorMetrics(CollectorRegistry()).rpc)
+    await server.start(("jest.test",))
+    ready = await health(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+    alive = await health(grpc.aio.insecure_channel(f"127.0.0.1:{port}"), serving.LIVENESS)
+    await server.drain()
+    assert (ready, alive) == (health_pb2.HealthCheckResponse.NOT_SERVING, SERVING)
 
 
 @pytest.mark.parametrize(

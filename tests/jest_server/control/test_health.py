@@ -1,0 +1,80 @@
+"""The health port of the REST service, for probes that speak gRPC and no TLS."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from jest_server.adapters.memory_cache import MemoryEmbeddingCache
+from jest_server.adapters.memory_store import MemorySuperBatchStore
+from jest_server.control.__main__ import SERVICE, serve
+from jest_server.embedded.process import free_port
+from jest_server.errors import StoreUnavailable
+from jest_server.serving import LIVENESS
+from jest_server.settings import ControlSettings
+from support.polling import wait_for
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class MovableStore(MemorySuperBatchStore):
+    """Can be out of reach."""
+
+    away = False
+
+    async def ping(self):
+        if self.away:
+            raise StoreUnavailable("the queue does not answer")
+
+
+@pytest.fixture
+async def store():
+    """The store of a service that runs until the test ends."""
+    return MovableStore()
+
+
+@pytest.fixture
+async def ask(store):
+    port, stop = free_port(), asyncio.Event()
+    settings = ControlSettings(
+        listen="127.0.0.1:0",
+        metrics_listen="127.0.0.1:0",
+        health_listen=f"127.0.0.1:{port}",
+        drain_delay_s=0,
+    )
+    running = asyncio.create_task(serve(settings, store, MemoryEmbeddingCache(), stop))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def ask(service):
+            request = health_pb2.HealthCheckRequest(service=service)
+            return (await stub.Check(request, timeout=5, wait_for_ready=True)).status
+
+        yield ask
+    stop.set()
+    await running
+
+
+async def test_control_tells_probes_that_it_can_answer(ask):
+    async def ready():
+        return [await ask(service) for service in ("", SERVICE, LIVENESS)] == [SERVING] * 3
+
+    await wait_for(ready)
+
+
+async def test_a_store_that_is_away_makes_control_unready_and_leaves_it_alive(ask, store):
+    async def ready():
+        return await ask("") == SERVING
+
+    async def unready():
+        return await ask("") == NOT_SERVING
+
+    await wait_for(ready)
+    store.away = True
+    await wait_for(unready)
+    assert await ask(LIVENESS) == SERVING
+    store.away = False
+    await wait_for(ready)
