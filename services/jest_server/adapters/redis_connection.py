@@ -16,6 +16,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
+from jest_server.adapters.redis_sentinel import SCHEMES, sentinel_pool
 from jest_server.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -56,19 +57,24 @@ def connect(url: str) -> Redis:
     Raises:
         ValueError: If ``url`` is none; the message does not repeat it, for it may hold a password.
     """
+    options: dict[str, Any] = {
+        "max_connections": MAX_CONNECTIONS,
+        "timeout": None,
+        "socket_timeout": None,
+        "health_check_interval": 15,
+        "retry": Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.02), _RETRIES, supported_errors=_BROKEN),
+    }
     try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=None,
-            health_check_interval=15,
-            retry=Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.02), _RETRIES, supported_errors=_BROKEN),
-        )
+        if url.partition("://")[0] in SCHEMES:
+            pool: BlockingConnectionPool = sentinel_pool(
+                url, connect_timeout_s=CONNECT_TIMEOUT_S, answer_timeout_s=CONNECT_TIMEOUT_S, **options
+            )
+        else:
+            pool = BlockingConnectionPool.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT_S, **options)
     except ValueError:
         raise ValueError(
-            "not a Redis URL; expected redis://[[user]:password@]host:port/db with special characters percent-encoded"
+            "not a Redis URL; expected redis://[[user]:password@]host:port/db, or redis+sentinel://...@host:port,"
+            "host:port/NAME/db, with special characters percent-encoded"
         ) from None
     return Redis.from_pool(pool)
 
