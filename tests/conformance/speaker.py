@@ -16,6 +16,7 @@ from jest_proto import tensors
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc
 
 TIMEOUT_S = 30.0
+OPTIONS = [("grpc.max_receive_message_length", -1)]
 
 
 @dataclass
@@ -45,11 +46,43 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
     return refusal
 
 
+@dataclass(frozen=True)
+class _Call(grpc.ClientCallDetails):
+    """What gRPC has to know of a call."""
+
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any
+
+
+class Bearer(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Sends a token with every call, in plain text too, where gRPC's own call credentials refuse to."""
+
+    def __init__(self, token: str) -> None:
+        self._header = ("authorization", f"Bearer {token}")
+
+    def _with_token(self, continuation: Any, call: Any, sent: Any) -> Any:
+        metadata = [*(call.metadata or ()), self._header]
+        return continuation(
+            _Call(call.method, call.timeout, metadata, call.credentials, call.wait_for_ready, call.compression), sent
+        )
+
+    intercept_unary_unary = intercept_stream_unary = intercept_unary_stream = intercept_stream_stream = _with_token
+
+
 class Speaker:
     """A client of one server; jobs it makes have names of their own and are deleted at the end."""
 
-    def __init__(self, address: str, reference_model: str) -> None:
-        self.channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+    def __init__(self, address: str, reference_model: str, *, channel: grpc.Channel | None = None) -> None:
+        self.channel = grpc.insecure_channel(address, OPTIONS) if channel is None else channel
         self.jobs = jobs_pb2_grpc.JobServiceStub(self.channel)
         self.selection = selection_pb2_grpc.SelectionServiceStub(self.channel)
         self.reference_model = reference_model

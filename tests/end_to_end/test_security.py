@@ -1,6 +1,8 @@
 """Every way into a selector that is open to other machines: a real process, TLS, tokens, Redis, and the SDK."""
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -105,6 +107,16 @@ def test_the_port_for_probes_serves_nothing_else(selector):
     with channel, pytest.raises(grpc.RpcError) as caught:
         jobs_pb2_grpc.JobServiceStub(channel).ListJobs(jobs_pb2.ListJobsRequest(), timeout=5)
     assert caught.value.code() is Code.UNIMPLEMENTED
+
+
+def test_the_conformance_suite_finds_its_way_through_tls_and_tokens(selector, tmp_path):
+    (tmp_path / "token").write_text(f"{selector.vision}\n")
+    options = [f"--server=localhost:{selector.port}", f"--ca={selector.authority.certificate}"]
+    suite = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/conformance"]
+    some = ["-k", "health or reflection or tells_its_version"]
+    let_in = subprocess.run([*suite, *options, f"--token-file={tmp_path / 'token'}", *some], check=False)
+    sent_off = subprocess.run([*suite, *options, *some], check=False)
+    assert (let_in.returncode, sent_off.returncode) == (0, 1)
 
 
 def test_a_tenant_neither_sees_nor_touches_anothers_jobs(selector):
