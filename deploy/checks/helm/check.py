@@ -66,6 +66,7 @@ def main() -> None:
         _refusals(helm)
         if major == max(helms()):
             _policies(helm, scenarios)
+    _shared_files(rendered)
     _hand_over(rendered)
     unseen = set(_CUSTOM) - seen
     if unseen and not ("PrometheusRule" in unseen and not list((CHART / "rules").glob("*.yaml"))):
@@ -183,6 +184,21 @@ def _tells_what_is_next(notes: str, scenario: Path, objects: list[Object]) -> No
         _fail(f"{scenario.name}: the notes tell {told} as the address; Services: {sorted(names)}")
     if hooks != ("helm -n jest test jest" in notes) or "kubectl -n jest wait" not in notes:
         _fail(f"{scenario.name}: the notes do not tell the next command:\n{notes}")
+
+
+def _shared_files(rendered: dict[str, list[Object]]) -> None:
+    """Rules and dashboards arrive as they are in deploy/observability, whatever templates did to them."""
+    objects = rendered["production-values.yaml"]
+    groups = [item["spec"]["groups"] for item in objects if item["kind"] == "PrometheusRule"]
+    files = [item["data"] for item in objects if item["kind"] == "ConfigMap"]
+    for path in sorted((CHART / "rules").glob("*.yaml")):
+        if yaml.safe_load(path.read_text())["groups"] not in groups:
+            _fail(f"{path.name} does not arrive as it is")
+    for path in sorted((CHART / "dashboards").glob("*.json")):
+        arrived = [json.loads(data[path.name]) for data in files if path.name in data]
+        if arrived != [json.loads(path.read_text())]:
+            _fail(f"{path.name} does not arrive as it is")
+    print(f"{len(groups)} files of rules and {len(files)} dashboards arrive as they are")
 
 
 def _hand_over(rendered: dict[str, list[Object]]) -> None:
