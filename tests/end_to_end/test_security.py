@@ -1,9 +1,11 @@
 """Every way into a selector that is open to other machines: a real process, TLS, tokens, Redis, and the SDK."""
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import grpc
 import pytest
@@ -112,10 +114,13 @@ def test_the_port_for_probes_serves_nothing_else(selector):
 def test_the_conformance_suite_finds_its_way_through_tls_and_tokens(selector, tmp_path):
     (tmp_path / "token").write_text(f"{selector.vision}\n")
     options = [f"--server=localhost:{selector.port}", f"--ca={selector.authority.certificate}"]
-    suite = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/conformance"]
+    # As `helm test` runs it: apart from the configuration and the fixtures of all other tests.
+    alone = ["--config-file=/dev/null", "--rootdir=.", "--confcutdir=tests/conformance", "--import-mode=importlib"]
+    suite = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *alone, "tests/conformance", *options]
     some = ["-k", "health or reflection or tells_its_version"]
-    let_in = subprocess.run([*suite, *options, f"--token-file={tmp_path / 'token'}", *some], check=False)
-    sent_off = subprocess.run([*suite, *options, *some], check=False)
+    run = {"cwd": Path(__file__).parents[2], "env": os.environ | {"PYTHONPATH": "tests"}}
+    let_in = subprocess.run([*suite, f"--token-file={tmp_path / 'token'}", *some], check=False, **run)
+    sent_off = subprocess.run([*suite, *some], check=False, **run)
     assert (let_in.returncode, sent_off.returncode) == (0, 1)
 
 
