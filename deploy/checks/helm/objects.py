@@ -118,16 +118,22 @@ def _fences(objects: list[Object], pods: list[tuple[str, Object]]) -> Iterator[s
     for policy in policies:
         yield from (
             f"{_name(policy)}: an empty list of peers lets in everybody"
-            for rule in policy["spec"].get("ingress", [])
+            for rule in (policy["spec"].get("ingress") or [])
             if not rule.get("from")
         )
         if not any(_matches(policy["spec"]["podSelector"], pod["metadata"]["labels"]) for _, pod in pods):
             yield f"{_name(policy)}: fences no pod off"
     trainer = {"jest-server/trainer": "true"}
+    lets_in_trainers = any(
+        peer.get("podSelector", {}).get("matchLabels") == trainer
+        for policy in policies
+        for rule in (policy["spec"].get("ingress") or [])
+        for peer in rule["from"]
+    )
     for owner, pod in pods:
         component = pod["metadata"]["labels"][COMPONENT]
         allowed = _admits(policies, pod, trainer)
-        if allowed != ({"grpc"} if component == "selector" else set()):
+        if allowed != ({"grpc"} if component == "selector" and lets_in_trainers else set()):
             yield f"{owner}: a trainer may call its ports {sorted(allowed)}"
         if component == "triton":
             callers = {
@@ -145,7 +151,7 @@ def _admits(policies: list[Object], pod: Object, caller: dict[str, str]) -> set[
     for policy in policies:
         if not _matches(policy["spec"]["podSelector"], pod["metadata"]["labels"]):
             continue
-        for rule in policy["spec"].get("ingress", []):
+        for rule in policy["spec"].get("ingress") or []:
             if any("podSelector" in peer and _matches(peer["podSelector"], caller) for peer in rule.get("from", [])):
                 ports |= {port["port"] for port in rule["ports"]}
     return ports

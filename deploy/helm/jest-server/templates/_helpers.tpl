@@ -528,7 +528,9 @@ appendonly no
           - {key: app.kubernetes.io/component, operator: In, values: [redis-queue, redis-cache]}
   ports: [{port: 6379, protocol: TCP}]
 {{- else }}
-{{ toYaml $n.externalRedis }}
+{{- with $n.externalRedis }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if .triton }}
@@ -539,10 +541,14 @@ appendonly no
           {{- include "jest.selectorLabels" (dict "root" $root "component" "triton") | nindent 10 }}
   ports: [{port: 8001, protocol: TCP}]
 {{- else }}
-{{ toYaml $n.externalTriton }}
+{{- with $n.externalTriton }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if .files }}
-{{ toYaml $n.objectStorage }}
+{{- with $n.objectStorage }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 {{- end -}}
