@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _NATS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_FALLBACKS = ("none", "uniform", "hard_learner")
+_SELECTOR_REASONS = ("EXPIRED", "REFERENCE_CHANGED", "UNSELECTABLE")
 _CANDIDATES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
 
 
@@ -202,8 +204,13 @@ class JobMetrics:
                 metric.remove_by_labels({"jest_job": job})
 
     def _label(self, job: str) -> str:
-        if job not in self._seen_s and len(self._seen_s) >= self._limit:
-            return OTHER_JOBS
+        if job not in self._seen_s:
+            if len(self._seen_s) >= self._limit:
+                return OTHER_JOBS
+            for fallback in _FALLBACKS:
+                self._decisions.labels(job, fallback)
+            for reason in _SELECTOR_REASONS:
+                self._dead_letters.labels(job, reason)
         self._seen_s[job] = self._clock()
         return job
 
@@ -231,8 +238,8 @@ class SelectorMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        _start_at_zero(self.decisions, ("none", "uniform", "hard_learner"))
-        _start_at_zero(self.dead_letters, ("EXPIRED", "REFERENCE_CHANGED", "UNSELECTABLE"))
+        _start_at_zero(self.decisions, _FALLBACKS)
+        _start_at_zero(self.dead_letters, _SELECTOR_REASONS)
         self.examples_loaded = Counter(
             "jest_selector_examples_loaded", "Examples in decided super-batches.", registry=registry
         )
