@@ -1,6 +1,6 @@
 """Runs the embedded stack, a short training run and a Prometheus, and asks it everything the dashboards ask.
 
-`python deploy/checks/dashboards` fails on any panel without an answer. With `--report FOLDER` the panels are drawn, too.
+`python deploy/checks/dashboards` fails on any panel without an answer. With `--report FOLDER` the panels are drawn.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main() -> None:
         world = World(seed=0)
         make_reference(Path(folder) / "repository", world)
         with Stack(Path(folder) / "repository") as stack, running(targets(stack), Path(folder)) as server:
+            server.wait_for_all(len(targets(stack)))
             start_s, end_s = train(stack, world, options.seconds)
             dashboards = read()
             problems = unanswered(dashboards, server, start_s, end_s) + silent(server, start_s, end_s)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, MultipleLocator
 from panels import finite
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def draw(
     for panel in dashboard.panels:
         rows.setdefault(panel.row, []).append(panel)
     lines = [(title, row[i : i + COLUMNS]) for title, row in rows.items() for i in range(0, len(row), COLUMNS)]
-    figure = Figure(figsize=(16, 3.6 * len(lines) + 1.1), dpi=80, facecolor="#f7f8fa")
+    figure = Figure(figsize=(16, 3.6 * len(lines) + 1.3), dpi=80, facecolor="#f7f8fa")
     figure.text(0.012, 1 - 0.35 / figure.get_figheight(), dashboard.title, size=17, weight="bold", va="center")
     figure.text(0.012, 1 - 0.68 / figure.get_figheight(), f"{dashboard.description}  {note}", size=10, color="#555")
     grid = figure.add_gridspec(
@@ -42,9 +43,9 @@ def draw(
         COLUMNS,
         left=0.045,
         right=0.985,
-        top=1 - 1.35 / figure.get_figheight(),
-        bottom=0.35 / figure.get_figheight(),
-        hspace=0.72,
+        top=1 - 1.85 / figure.get_figheight(),
+        bottom=0.75 / figure.get_figheight(),
+        hspace=0.78,
         wspace=0.2,
     )
     for y, (title, row) in enumerate(lines):
@@ -71,24 +72,27 @@ def _panel(axes: Axes, panel: Panel, server: Prometheus, job: str, start_s: floa
     about = textwrap.shorten(panel.description, 92, placeholder=" …")
     axes.annotate(about, (0, 1.035), xycoords="axes fraction", size=7.5, color="#666")
     axes.set_facecolor("white")
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e8eb", linewidth=0.8)
     axes.set_xlim(0, end_s - start_s)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{int(t) // 60}:{int(t) % 60:02d}"))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(_ticks(panel.unit, drawn))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatted(value, panel.unit)))
     if all(value >= 0 for _, _, values in drawn for value in values):
         top = max((value for _, _, values in drawn for value in values), default=0)
         axes.set_ylim(0, 1 if panel.stacked and panel.unit == "percentunit" else axes.get_ylim()[1] if top else 1)
     axes.set_ylabel(UNITS.get(panel.unit, panel.unit), color="#666", size=8)
+    longest = max((len(name) for name, _, _ in drawn), default=0)
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(-0.02, -0.1),
-        ncols=4,
+        ncols=max(1, min(4, 68 // (longest + 6))),
         frameon=False,
         fontsize=7.5,
         handlelength=1.2,
         columnspacing=1.2,
+        labelspacing=0.2,
     )
 
 
@@ -99,6 +103,14 @@ def _stack(axes: Axes, drawn: list[tuple[str, list[float], list[float]]]) -> Non
         at = dict(zip(series, values, strict=True))
         rows.append([at.get(t, 0.0) for t in times])
     axes.stackplot(times, rows, labels=[name for name, _, _ in drawn], colors=_colours(len(drawn)), alpha=0.75)
+
+
+def _ticks(unit: str, drawn: list[tuple[str, list[float], list[float]]]) -> Locator:
+    """Round numbers; of bytes, in powers of two."""
+    largest = max((value for _, _, values in drawn for value in values), default=0.0)
+    if unit != "bytes" or largest < 1:
+        return MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    return MultipleLocator(2.0 ** (math.ceil(math.log2(largest)) - 2))
 
 
 def _colours(count: int) -> list[str]:

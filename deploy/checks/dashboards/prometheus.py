@@ -69,6 +69,18 @@ class Prometheus:
         found = self.ask("/api/v1/query_range", query=expr, start=str(start_s), end=str(end_s), step=str(step_s))
         return list(found["result"])
 
+    def wait_for_all(self, targets: int) -> None:
+        """Returns once every target was scraped.
+
+        Raises:
+            SystemExit: If one cannot be.
+        """
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while len(self.ask("/api/v1/query", query="up == 1")["result"]) < targets:
+            if time.monotonic() > give_up_at:
+                raise SystemExit(f"not every target answers: {self.ask('/api/v1/query', query='up')['result']}")
+            time.sleep(0.2)
+
     def ready(self) -> bool:
         """Whether it answers."""
         try:

@@ -147,9 +147,10 @@ class Runs:
         forgotten = self._selected(troubled, [self._world.batch("forgotten", ROWS)] * 3, Learner(seed=9), prefix="f-")
         iterator = iter(forgotten)
         next(iterator)  # two more are submitted ahead, and nobody asks for them
-        with suppress(jest.JestError):
-            self._client.get_job("nobody")
-        time.sleep(3.0)
+        for _ in range(10):
+            with suppress(jest.JestError):
+                self._client.get_job("nobody")
+            time.sleep(0.5)
         forgotten.close()
 
     def stop(self) -> None:
