@@ -29,7 +29,7 @@ class Target:
         name = self.legend
         for label, value in labels.items():
             name = name.replace("{{" + label + "}}", value)
-        return name
+        return name.removeprefix("/jest.v1.")
 
 
 @dataclass(frozen=True)
