@@ -27,6 +27,7 @@ class Panel:
     queries: dict[str, str]
     width: int = 8
     stacked: bool = False
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,7 @@ PER_JOB = Dashboard(
                 "meet, uniform batches would do.",
                 "none",
                 {"{{rows}}": f"avg by (rows) (jest_job_learnability{JOB})"},
+                signed=True,
             ),
             Panel(
                 "Effective candidates of a chunk",
@@ -413,6 +415,7 @@ def _panel(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
     drawn: dict[str, Any] = {"lineWidth": 2, "fillOpacity": 40 if panel.stacked else 5, "showPoints": "never"}
     if panel.stacked:
         drawn["stacking"] = {"mode": "normal", "group": "A"}
+    least = {} if panel.signed else {"min": 0}
     return {
         "id": number,
         "type": "timeseries",
@@ -420,7 +423,7 @@ def _panel(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
         "description": panel.description,
         "datasource": DATASOURCE,
         "gridPos": {"x": x, "y": y, "w": panel.width, "h": HEIGHT},
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": drawn}, "overrides": []},
+        "fieldConfig": {"defaults": {"unit": panel.unit, "custom": drawn} | least, "overrides": []},
         "options": {
             "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
             "tooltip": {"mode": "multi", "sort": "desc"},

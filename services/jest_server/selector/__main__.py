@@ -71,6 +71,8 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
         counts.queue_age.set(await store.oldest_queued_age_s(now_s=time.time()))
         counts.assemblies.set(len(assemblies))
         counts.held_bytes.set(assemblies.held_bytes)
+
+    async def watch_memory() -> None:
         counts.observe_memory(await store.memory(), await cache.stats())
 
     port = await server.start(SERVICES)
@@ -81,6 +83,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
         partial(serving.every, settings.sweep_interval_s, selections.sweep, name="sweep"),
         partial(serving.every, settings.sweep_interval_s, selections.forget_ended_jobs, name="forget ended jobs"),
         partial(serving.every, 1.0, watch, name="watch"),
+        partial(serving.every, settings.sweep_interval_s, watch_memory, name="watch memory"),
     ):
         await stop.wait()
         _log.info("selector drains")
