@@ -251,7 +251,7 @@ OPERATIONS = Dashboard(
                 "By reason. QUEUE_FULL and RATE_LIMITED are limits at work; TOKEN_* are strangers; the others are mistakes "
                 "of callers.",
                 "ops",
-                {"{{reason}}": rate("jest_rpc_refusals_total", "reason")},
+                {"{{reason}} {{limit}}": rate("jest_rpc_refusals_total", "reason, limit")},
             ),
             Panel(
                 "Shards",

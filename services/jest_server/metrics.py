@@ -33,6 +33,7 @@ LABELS: Final = {
     "fallback": "`none`, `uniform` or `hard_learner`",
     "jest_job": "a live job; `_other` for all that are over JEST_METRICS_JOBS",
     "kind": "`read`, `listing`, `timeout` and the like: constants of the code",
+    "limit": "the setting whose limit was reached, such as `JEST_MAX_CALLS_PER_S_PER_JOB` or `max_in_flight`; `none`",
     "method": "gRPC method, or HTTP method",
     "outcome": "`scored` or `dead_lettered`; of an inference `ok` or the kind of its failure",
     "phase": "`load`, `embed`, `select` or `train`",
@@ -62,7 +63,7 @@ class RpcMetrics:
         self.refusals = Counter(
             "jest_rpc_refusals",
             "Calls refused, by the error's reason: RATE_LIMITED and QUEUE_FULL are limits, TOKEN_* are strangers.",
-            ["method", "reason"],
+            ["method", "reason", "limit"],
             registry=registry,
         )
 
@@ -81,7 +82,7 @@ class ControlMetrics:
         self.refusals = Counter(
             "jest_http_refusals",
             "Requests refused before they reached a route, by the error's reason.",
-            ["reason"],
+            ["reason", "limit"],
             registry=registry,
         )
 

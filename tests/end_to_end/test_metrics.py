@@ -86,7 +86,7 @@ def test_trainers_steps_but_the_first_are_counted_by_phase(client, samples, uniq
 
 
 def test_refused_calls_are_counted_by_reason(client, samples):
-    labels = (("method", "/jest.v1.JobService/GetJob"), ("reason", "JOB_UNKNOWN"))
+    labels = (("limit", "none"), ("method", "/jest.v1.JobService/GetJob"), ("reason", "JOB_UNKNOWN"))
     before = samples("jest_rpc_refusals_total").get(labels, 0)
     with pytest.raises(jest_trainer.JestError):
         client.get_job("nobody")
