@@ -12,10 +12,10 @@ TEST_PROCESSES ?= 2
 DEMO_OPTIONS := $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
-.PHONY: help helm-test demo test check lint types imports contract bench up proto clean
+.PHONY: help demo test check lint types imports contract bench dashboards-test helm-test report dashboards up proto clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -66,6 +66,16 @@ bench: $(READY) ## Measure the selection and the service on this machine (about 
 	$(BIN)/jest-server bench scorer --model-repository .cache/stand_in_reference --json benchmarks/results/scorer.json
 	$(BIN)/jest-server bench memory --model-repository .cache/stand_in_reference --json benchmarks/results/memory.json
 	$(BIN)/python benchmarks/plot_memory.py benchmarks/results/memory.json docs/memory.svg
+
+dashboards-test: $(READY) ## Check rules, alerts and dashboards against a real Prometheus (a minute)
+	PYTHONPATH=tests $(BIN)/python deploy/checks/dashboards
+
+report: $(READY) ## Draw the dashboards of a short training run: results/dashboards/*.png
+	PYTHONPATH=tests $(BIN)/python deploy/checks/dashboards --seconds 90 --report results/dashboards
+
+dashboards: $(READY) ## Make docs/metrics.md and the dashboards' JSON again
+	$(BIN)/jest-server metrics > docs/metrics.md
+	$(BIN)/python deploy/observability/make_dashboards.py
 
 up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
 	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))

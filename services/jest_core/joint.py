@@ -70,12 +70,14 @@ def select_sub_batch(
 
         def select() -> Selection:
             scores = scores_of(models, policy, size, workers)
+            own_B = scores.sums(torch.arange(size, device=device))
             positions, perplexities = _grow(scores, policy, pool, boundaries, seed)
             return Selection(
                 positions=positions.cpu(),
                 chunk_boundaries=boundaries,
                 perplexity=tuple(perplexities.tolist()),
                 weights=_weights(scores, positions).cpu() if policy.weights else None,
+                mean_own_scores=_means(own_B, positions),
             )
 
         return workers.run(select)
@@ -150,6 +152,12 @@ def _weights(scores: Scores, positions: Tensor) -> Tensor:
     worth_b = _require_finite(scores.among(positions).float()).double().clamp_(min=0)
     mean = worth_b.mean()
     return torch.where(mean > 0, worth_b / mean, torch.ones_like(worth_b)).float()
+
+
+def _means(own_B: Tensor, positions: Tensor) -> tuple[float, float]:
+    dropped_B = torch.ones_like(own_B, dtype=torch.bool)
+    dropped_B[positions] = False
+    return float(own_B[positions].mean()), float(own_B[dropped_B].mean())
 
 
 def _require_finite(values: Tensor) -> Tensor:

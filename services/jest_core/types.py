@@ -134,12 +134,15 @@ class Selection:
             None unless the policy asks for it. It is the row's score, of all its pairs inside the sub-batch and of
             nothing else, where that is positive and 0 elsewhere, divided by the mean: the weights' mean is 1. Where
             no score is positive, and under scoring `uniform`, every weight is 1.
+        mean_own_scores: of the rows chosen and of the rows dropped, the mean of the score of a row's own pair, before
+            anything is chosen: how much better the one are than the other. NaN for no rows.
     """
 
     positions: Tensor
     chunk_boundaries: tuple[int, ...]
     perplexity: tuple[float, ...]
     weights: Tensor | None = None
+    mean_own_scores: tuple[float, float] = (math.nan, math.nan)
 
 
 def _as_float(name: str, value: object) -> float:

@@ -253,6 +253,14 @@ def memory(
 
 
 @app.command()
+def metrics() -> None:
+    """Print what every process measures, as Markdown."""
+    from jest_server.metrics_page import page  # noqa: PLC0415 - needs an extra
+
+    typer.echo(page(), nl=False)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)

@@ -33,7 +33,7 @@ import grpc
 
 @dataclass(eq=False)
 class JestServerError(Exception):
-    """What is wrong, for whom, and what to do; ``metadata`` carries the ids."""
+    """What is wrong, for whom, and what to do; ``metadata`` carries the ids, and the limit that was reached, if any."""
 
     message: str
     metadata: dict[str, str] = field(default_factory=dict)
@@ -45,6 +45,11 @@ class JestServerError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def limit(self) -> str:
+        """The setting whose limit was reached; "none" for what is no limit."""
+        return self.metadata.get("limit", "none")
 
 
 @dataclass(eq=False)

@@ -98,7 +98,7 @@ class Jobs:
         if sum(job.spec.name.startswith(prefix) for job in held) >= self._max_jobs_per_tenant:
             raise QueueFull(
                 f"there are {self._max_jobs_per_tenant} jobs, the limit (JEST_MAX_JOBS_PER_TENANT): delete some",
-                {"job": name},
+                {"job": name, "limit": "JEST_MAX_JOBS_PER_TENANT"},
                 retry_after_s=JOBS_RETRY_S,
             )
 

@@ -165,6 +165,14 @@ class LineState(Record):
     """Shards in scorers' hands."""
 
 
+class MemoryUse(Record):
+    """What a store's server says of its memory."""
+
+    used_bytes: int
+    max_bytes: int
+    """0: no limit."""
+
+
 class CacheStats(Record):
     """What the embedding cache says of itself, of all models together."""
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Lease,
         Limits,
         LineState,
+        MemoryUse,
         News,
         ReferenceInfo,
         RequeueStatus,
@@ -200,6 +201,9 @@ class SuperBatchStore(Protocol):
 
     async def lines(self) -> list[LineState]:
         """Returns every line that holds a shard, by model and version."""
+
+    async def memory(self) -> MemoryUse:
+        """Returns what its server uses, and may use."""
 
     async def queue_depth(self) -> int:
         """Shards queued or being scored."""

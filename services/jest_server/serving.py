@@ -98,6 +98,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 return await behaviour(_readable(request), context)
             except errors.JestServerError as error:
                 code = error.code
+                self._metrics.refusals.labels(method, error.reason, error.limit).inc()
                 _log.info("call refused", method=method, reason=error.reason, message=error.message)
                 await _abort(context, error)
             except asyncio.CancelledError:

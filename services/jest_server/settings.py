@@ -95,6 +95,8 @@ class SelectorSettings(ProcessSettings):
     device: str = "auto"
     """Where selections are computed: "auto" takes CUDA if there is one."""
     sweep_interval_s: float = Field(default=5.0, gt=0)
+    metrics_jobs: int = Field(default=100, ge=0)
+    """How many live jobs have metrics of their own; what further ones count is added up as one."""
 
 
 class ScorerSettings(ProcessSettings):

@@ -152,3 +152,24 @@ def test_weights_that_overflow_are_an_error():
     policy = SelectionPolicy(scoring="hard_learner", sub_batch_size=3, num_chunks=1, weights=True)
     with pytest.raises(ValueError, match="overflow float32"):
         select_sub_batch(model, None, policy, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "losses"])
+def test_a_selection_tells_the_mean_own_score_of_what_it_chose_and_dropped(kind):
+    if kind == "losses":
+        learner, reference = random_example_losses(30, seed=1), random_example_losses(30, seed=2)
+        policy = SelectionPolicy(sub_batch_size=7, num_chunks=2, loss="per_example")
+        own = learner.values.double() - reference.values.double()
+    else:
+        learner, reference = random_pair(30, seed=3)
+        policy = SelectionPolicy(sub_batch_size=7, num_chunks=2)
+        own = torch.from_numpy(oracle.score_matrix("learnability", exact(learner), exact(reference))).diagonal()
+    selection = select_sub_batch(learner, reference, policy, seed=4)
+    dropped = [row for row in range(30) if row not in selection.positions.tolist()]
+    expected = (float(own[selection.positions].mean()), float(own[dropped].mean()))
+    assert selection.mean_own_scores == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_where_no_row_is_dropped_there_is_no_mean_of_dropped_rows():
+    selection = select_sub_batch(*random_pair(4, seed=3), SelectionPolicy(sub_batch_size=4, num_chunks=1), seed=4)
+    assert np.isnan(selection.mean_own_scores[1])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -320,3 +321,27 @@ def test_features_that_do_not_fit_the_keys_are_named(make_loop):
 def test_embeddings_that_do_not_fit_the_keys_are_named(make_loop):
     with pytest.raises(ValueError, match="embed returned 7 rows for a super-batch with 8 keys"):
         list(make_loop(super_batches(1), embed=lambda batch: embeddings({"row": batch["row"][:7]})))
+
+
+# What it tells of its steps
+
+
+def test_each_step_but_the_first_is_told_to_the_server_with_the_next_call(server, make_loop):
+    batches = make_loop(super_batches(3))
+    for _ in batches:
+        time.sleep(0.05)
+    told = [request.last_step for request in server.requests("SelectSubBatch") if request.HasField("last_step")]
+    assert len(told) == 2
+    for step in told:
+        assert step.train.ToNanoseconds() >= 0.04e9
+        assert step.select.ToNanoseconds() > 0
+        assert step.embed.ToNanoseconds() > 0
+    waited = sum(step.select.ToNanoseconds() for step in told) / 1e9
+    assert waited <= batches.stats.select_seconds
+
+
+def test_what_lies_between_two_passes_is_no_step(server, make_loop):
+    batches = make_loop(list(super_batches(1)))
+    list(batches)
+    list(batches)
+    assert not any(request.HasField("last_step") for request in server.requests("SelectSubBatch"))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jest_trainer.deadlines import Deadline
     from jest_trainer.features import Array
     from jest_trainer.results import SubBatch, Submitted
+    from jest_trainer.stats import StepTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,22 @@ class Conversation:
         )
         return answer.accepted
 
-    def select(self, announced: Announcement, deadline: Deadline, *, return_reference_embeddings: bool) -> SubBatch:
-        """Send what the learner makes of the rows and wait for the decision."""
+    def select(
+        self,
+        announced: Announcement,
+        deadline: Deadline,
+        *,
+        return_reference_embeddings: bool,
+        last_step: StepTimes | None = None,
+    ) -> SubBatch:
+        """Send what the learner makes of the rows and wait for the decision; tell where the last step's time went."""
         header = pb.SelectSubBatchHeader(
             job=self.job,
             super_batch_id=self.super_batch_id,
             rank=self.rank,
             world_size=self.world_size,
             return_reference_embeddings=return_reference_embeddings,
+            last_step=None if last_step is None else wire.step_times_to_wire(last_step),
         )
         header.MergeFrom(announced.header)
 

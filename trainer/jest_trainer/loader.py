@@ -26,7 +26,7 @@ from jest_trainer.errors import (
 )
 from jest_trainer.learner import embed_super_batch
 from jest_trainer.needs import describe, needs_reference_model
-from jest_trainer.stats import Stats
+from jest_trainer.stats import Stats, StepClock
 from jest_trainer.submitting import Submission, Submitter
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class SelectedBatches(Generic[Batch]):
             job, keys, group_labels, features, sources, resolve_rank(rank, job.world_size), prefix
         )
         self._stats = Stats()
+        self._clock = StepClock(self._stats)
         self._last: SubBatch | None = None
         self._next_step = 0
         self._unused_step = 0
@@ -204,6 +205,7 @@ class SelectedBatches(Generic[Batch]):
 
     def _start(self) -> Ahead[tuple[int, Batch], Submission[Batch]]:
         cancellation = Cancellation()
+        self._clock = StepClock(self._stats)
 
         def submit(
             numbered: tuple[int, Batch], ahead: Ahead[tuple[int, Batch], Submission[Batch]]
@@ -270,10 +272,14 @@ class SelectedBatches(Generic[Batch]):
 
     def _select(self, submission: Submission[Batch], outputs: LearnerOutputs, deadline: Deadline) -> SubBatch:
         announced = announce(outputs, self._job.policy, self._wire_dtype)
+        last_step = self._clock.step(time.perf_counter())
         for resubmissions in range(_MOST_RESUBMISSIONS + 1):
             try:
                 return submission.conversation.select(
-                    announced, deadline, return_reference_embeddings=self._return_reference_embeddings
+                    announced,
+                    deadline,
+                    return_reference_embeddings=self._return_reference_embeddings,
+                    last_step=last_step,
                 )
             except JestError as error:
                 if error.reason not in (REFERENCE_MISSING, SUPER_BATCH_UNKNOWN) or resubmissions == _MOST_RESUBMISSIONS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(slots=True)
@@ -34,3 +34,33 @@ class Stats:
     fallbacks: int = 0
     dead_lettered: int = 0
     perplexity: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Where the seconds of one step went; the contract's StepTimes tells what each is."""
+
+    load: float
+    embed: float
+    select: float
+    train: float
+
+
+class StepClock:
+    """Cuts a loop's time into steps, each from one call for a decision to the next."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._began: float | None = None
+        self._before = replace(stats)
+
+    def step(self, now: float) -> StepTimes | None:
+        """Ends a step and begins the next; None if it was the first, which began before anyone looked."""
+        began, before, stats = self._began, self._before, self._stats
+        self._began, self._before = now, replace(stats)
+        if began is None:
+            return None
+        load = stats.submit_wait_seconds - before.submit_wait_seconds
+        embed = stats.embed_seconds - before.embed_seconds
+        select = stats.select_seconds - before.select_seconds
+        return StepTimes(load, embed, select, max(0.0, now - began - load - embed - select))

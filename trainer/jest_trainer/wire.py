@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from jest_core import SelectionPolicy
+    from jest_trainer.stats import StepTimes
 
 IMAGE, TEXT = "image_embedding", "text_embedding"
 
@@ -51,6 +52,16 @@ def duration(seconds: float) -> Duration:
 def seconds(message: Duration) -> float:
     """Read seconds."""
     return message.ToNanoseconds() / 1e9
+
+
+def step_times_to_wire(times: StepTimes) -> selection_pb2.StepTimes:
+    """Render where a step's time went."""
+    return selection_pb2.StepTimes(
+        load=duration(times.load),
+        embed=duration(times.embed),
+        select=duration(times.select),
+        train=duration(times.train),
+    )
 
 
 def reference_from_wire(message: jobs_pb2.ReferenceModel) -> ReferenceModel:

@@ -14,7 +14,8 @@ super_batch_id:
 
 Every call may be repeated with the same content: it changes nothing and gives the same answer. The same ids with other
 content are refused with ALREADY_EXISTS. Errors carry google.rpc.ErrorInfo with domain "jest.v1", a reason, and the
-ids in its metadata; INVALID_ARGUMENT carries BadRequest as well, and whatever should be tried again carries RetryInfo.
+ids in its metadata; there "limit" is the setting whose limit was reached, if one was. INVALID_ARGUMENT carries BadRequest
+as well, and whatever should be tried again carries RetryInfo.
 """
 
 from collections import abc as _abc
@@ -331,6 +332,7 @@ class SelectSubBatchHeader(_message.Message):
     EXAMPLE_LOSSES_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     RETURN_REFERENCE_EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     super_batch_id: _builtins.str
     rank: _builtins.int
@@ -345,6 +347,12 @@ class SelectSubBatchHeader(_message.Message):
     def example_losses(self) -> Global___LearnerExampleLosses: ...
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorSpec]: ...
+    @_builtins.property
+    def last_step(self) -> Global___StepTimes:
+        """Where the time of this rank's step before this one went: for the server's metrics alone, and no part of what a repeated
+        call has to repeat. Unset: nothing is counted.
+        """
+
     def __init__(
         self,
         *,
@@ -357,16 +365,64 @@ class SelectSubBatchHeader(_message.Message):
         example_losses: Global___LearnerExampleLosses | None = ...,
         tensors: _abc.Iterable[_tensors_pb2.TensorSpec] | None = ...,
         return_reference_embeddings: _builtins.bool = ...,
+        last_step: Global___StepTimes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "example_losses", b"example_losses", "outputs", b"outputs", "pair_losses", b"pair_losses"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_step", b"_last_step", "embeddings", b"embeddings", "example_losses", b"example_losses", "last_step", b"last_step", "outputs", b"outputs", "pair_losses", b"pair_losses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "example_losses", b"example_losses", "job", b"job", "outputs", b"outputs", "pair_losses", b"pair_losses", "rank", b"rank", "return_reference_embeddings", b"return_reference_embeddings", "super_batch_id", b"super_batch_id", "tensors", b"tensors", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_step", b"_last_step", "embeddings", b"embeddings", "example_losses", b"example_losses", "job", b"job", "last_step", b"last_step", "outputs", b"outputs", "pair_losses", b"pair_losses", "rank", b"rank", "return_reference_embeddings", b"return_reference_embeddings", "super_batch_id", b"super_batch_id", "tensors", b"tensors", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_step: _TypeAlias = _typing.Literal["last_step"]  # noqa: Y015
+    _WhichOneofArgType__last_step: _TypeAlias = _typing.Literal["_last_step", b"_last_step"]  # noqa: Y015
     _WhichOneofReturnType_outputs: _TypeAlias = _typing.Literal["embeddings", "pair_losses", "example_losses"]  # noqa: Y015
     _WhichOneofArgType_outputs: _TypeAlias = _typing.Literal["outputs", b"outputs"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_step) -> _WhichOneofReturnType__last_step | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outputs) -> _WhichOneofReturnType_outputs | None: ...
 
 Global___SelectSubBatchHeader: _TypeAlias = SelectSubBatchHeader  # noqa: Y015
+
+@_typing.final
+class StepTimes(_message.Message):
+    """StepTimes tell where the time of one step of a training loop went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOAD_FIELD_NUMBER: _builtins.int
+    EMBED_FIELD_NUMBER: _builtins.int
+    SELECT_FIELD_NUMBER: _builtins.int
+    TRAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def load(self) -> _duration_pb2.Duration:
+        """Waiting for the next super-batch to be loaded and submitted."""
+
+    @_builtins.property
+    def embed(self) -> _duration_pb2.Duration:
+        """In the learner's pass over the super-batch."""
+
+    @_builtins.property
+    def select(self) -> _duration_pb2.Duration:
+        """Waiting for the decision, from the first byte sent."""
+
+    @_builtins.property
+    def train(self) -> _duration_pb2.Duration:
+        """The rest: training on the sub-batch, and whatever else the loop does."""
+
+    def __init__(
+        self,
+        *,
+        load: _duration_pb2.Duration | None = ...,
+        embed: _duration_pb2.Duration | None = ...,
+        select: _duration_pb2.Duration | None = ...,
+        train: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed", "load", b"load", "select", b"select", "train", b"train"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed", "load", b"load", "select", b"select", "train", b"train"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepTimes: _TypeAlias = StepTimes  # noqa: Y015
 
 @_typing.final
 class SelectSubBatchRequest(_message.Message):

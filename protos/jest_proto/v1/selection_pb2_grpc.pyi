@@ -14,7 +14,8 @@ super_batch_id:
 
 Every call may be repeated with the same content: it changes nothing and gives the same answer. The same ids with other
 content are refused with ALREADY_EXISTS. Errors carry google.rpc.ErrorInfo with domain "jest.v1", a reason, and the
-ids in its metadata; INVALID_ARGUMENT carries BadRequest as well, and whatever should be tried again carries RetryInfo.
+ids in its metadata; there "limit" is the setting whose limit was reached, if one was. INVALID_ARGUMENT carries BadRequest
+as well, and whatever should be tried again carries RetryInfo.
 """
 
 from collections import abc as _abc

@@ -25,6 +25,7 @@ from jest_server.model import (
     JobSpec,
     Limits,
     LineState,
+    MemoryUse,
     News,
     ReferenceInfo,
     RequeueStatus,
@@ -476,6 +477,13 @@ class MemorySuperBatchStore:
             queued.consumer = None
             queued.deliveries -= 1
             self._wait(queued)
+
+    async def memory(self) -> MemoryUse:
+        """See the port; of features and results alone."""
+        held = (super_batch for job in self._jobs.values() for super_batch in job.in_flight.values())
+        results = sum(len(result.embeddings) for each in held for result in each.results.values())
+        features = sum(len(queued.shard.features) for queued in self._queue.values())
+        return MemoryUse(used_bytes=features + results, max_bytes=0)
 
     async def queue_depth(self) -> int:
         """See the port."""

@@ -15,7 +15,7 @@ from jest_server import records
 from jest_server.adapters.redis_connection import answering, connect, milliseconds, run, script, text
 from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, Keys, line_of
 from jest_server.errors import StoreUnavailable
-from jest_server.model import Claim, News, Shard
+from jest_server.model import Claim, MemoryUse, News, Shard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -146,6 +146,12 @@ class RedisShardQueue:
                         _line(shard),
                     ],
                 )
+
+    async def memory(self) -> MemoryUse:
+        """See the port."""
+        async with answering("queue"):
+            memory: Any = await self._client.info("memory")
+        return MemoryUse(used_bytes=memory["used_memory"], max_bytes=memory["maxmemory"])
 
     async def queue_depth(self) -> int:
         """See the port."""

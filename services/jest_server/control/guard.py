@@ -54,6 +54,7 @@ class Guard:
             body = await _whole_body(receive)
             await self._app(scope, _replayed(body, receive), watched)
         except JestServerError as error:
+            self._metrics.refusals.labels(error.reason, error.limit).inc()
             await problems.of(error)(scope, receive, watched)
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"

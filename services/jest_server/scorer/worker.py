@@ -222,6 +222,7 @@ class Worker:
             detail=f"shard {shard.shard_id}: {detail}",
             at_s=time.time(),
         )
-        await self._store.dead_letter(letter)
+        if await self._store.dead_letter(letter):
+            self._metrics.dead_letters.labels(reason).inc()
         self._metrics.shards.labels("dead_lettered").inc()
         _log.error("super-batch set aside", reason=reason, detail=detail)

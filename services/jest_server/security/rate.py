@@ -46,6 +46,7 @@ class RateLimit:
         if wait_s > 1e-9:
             raise RateLimited(
                 f"more than {self._calls_per_s:g} calls a second of {self._whose.format(name=name)} ({self._setting})",
+                {"limit": self._setting},
                 retry_after_s=wait_s,
             )
 

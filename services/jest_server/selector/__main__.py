@@ -37,7 +37,7 @@ _log = logs.get_logger()
 async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: EmbeddingCache, stop: asyncio.Event) -> None:
     """Runs the selector on the given store and cache until ``stop`` is set, then drains."""
     registry = CollectorRegistry()
-    counts = metrics.SelectorMetrics(registry)
+    counts = metrics.SelectorMetrics(registry, max_jobs=settings.metrics_jobs)
     cache = with_embedding_files(cache, settings, counts.embedding_files)
     assemblies = Assemblies(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
     jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
@@ -72,13 +72,18 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
         counts.assemblies.set(len(assemblies))
         counts.held_bytes.set(assemblies.held_bytes)
 
+    async def watch_memory() -> None:
+        counts.observe_memory(await store.memory(), await cache.stats())
+
     port = await server.start(SERVICES)
     metrics_port = metrics.expose(registry, settings.metrics_listen)
     _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(_device(settings.device)))
     async with serving.background(
         selections.listen,
         partial(serving.every, settings.sweep_interval_s, selections.sweep, name="sweep"),
+        partial(serving.every, settings.sweep_interval_s, selections.forget_ended_jobs, name="forget ended jobs"),
         partial(serving.every, 1.0, watch, name="watch"),
+        partial(serving.every, settings.sweep_interval_s, watch_memory, name="watch memory"),
     ):
         await stop.wait()
         _log.info("selector drains")

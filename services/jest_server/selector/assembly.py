@@ -196,7 +196,7 @@ class Assemblies:
             raise QueueFull(
                 f"learner outputs of {self.held_bytes} bytes are held for undecided selections, "
                 f"{nbytes} more would exceed the limit of {self._max_held_bytes}",
-                context,
+                context | {"limit": "JEST_MAX_HELD_BYTES"},
                 retry_after_s=HELD_FULL_RETRY_S,
             )
 

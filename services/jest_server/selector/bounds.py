@@ -61,9 +61,10 @@ class Bounds:
         """The error of one super-batch too many."""
         limit = getattr(self.super_batches(spec), whose)
         named = f"{limit} (max_in_flight)" if whose == "job" else limit
+        setting = {"job": "max_in_flight", "tenant": "JEST_MAX_SUPER_BATCHES_PER_TENANT"}
         return QueueFull(
             f"super-batches in flight of {_OF[whose].format(job=spec.name)} reach the limit of {named}",
-            context,
+            context | {"limit": setting.get(whose, "JEST_MAX_SUPER_BATCHES")},
             retry_after_s=SUPER_BATCHES_RETRY_S,
         )
 
@@ -72,6 +73,6 @@ class Bounds:
         return QueueFull(
             f"features of {_OF[whose].format(job=job)} that wait for scorers reach the limit of "
             f"{getattr(self.features, whose)} bytes",
-            context,
+            context | {"limit": f"JEST_MAX_FEATURE_BYTES{'' if whose == 'server' else f'_PER_{whose.upper()}'}"},
             retry_after_s=FEATURES_RETRY_S,
         )

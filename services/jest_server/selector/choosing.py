@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from jest_server.selector.scratch import ScratchMatrix
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jest_core import SelectionPolicy
+    from jest_core import Selection, SelectionPolicy
     from jest_core.types import ModelOutputs
     from jest_server.model import Decision, Fallback, PolicySpec, ReferenceInfo, Submission
     from jest_server.selector.assembly import LearnerOutputs, RankOutputs
@@ -55,6 +56,9 @@ class Chosen:
     sub_batch_size: int
     gain: float
     perplexity: tuple[float, ...]
+    learnability: tuple[float, float] | None = None
+    """Of a row's own pair, in nats: mean of the rows chosen, and of the rows dropped. None where they were chosen by
+    something else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +131,13 @@ def choose(question: Question, device: torch.device) -> Chosen:
         sub_batch_size=len(selection.positions),
         gain=float(policy.gain),
         perplexity=selection.perplexity,
+        learnability=_learnability(policy, selection),
     )
+
+
+def _learnability(policy: SelectionPolicy, selection: Selection) -> tuple[float, float] | None:
+    known = policy.scoring == "learnability" and all(map(math.isfinite, selection.mean_own_scores))
+    return selection.mean_own_scores if known else None
 
 
 def replay(decision: Decision, inputs: Inputs, device: torch.device) -> Chosen:

@@ -30,7 +30,7 @@ from jest_server.selector.joining import Joined, join_reference
 from jest_server.selector.submissions import check_rank, gone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -185,10 +185,23 @@ class Selections:
         letters = await self._store.dead_letter_overdue(now_s=time.time())
         letters += await self._store.dead_letter_unserved(grace_s=UNSERVED_GRACE_S, now_s=time.time())
         for letter in letters:
-            self._metrics.dead_letters.labels(letter.reason).inc()
+            self._count(letter)
             _log.warning(
                 "super-batch set aside", job=letter.job, super_batch=letter.super_batch_id, reason=letter.reason
             )
+
+    def stepped(self, call: Call, phases_s: Mapping[str, float]) -> None:
+        """Counts where the time of a rank's step went, as its trainer tells."""
+        self._metrics.steps.inc()
+        for phase, seconds in phases_s.items():
+            self._metrics.step_seconds.labels(phase).inc(seconds)
+        self._metrics.jobs.stepped(call.job, phases_s)
+
+    async def forget_ended_jobs(self) -> None:
+        """Removes the series of jobs that are not there any more, or that nothing was heard of for long."""
+        for job in self._metrics.jobs.named:
+            if self._metrics.jobs.is_idle(job) or await self._store.get_job(job) is None:
+                self._metrics.jobs.forget(job)
 
     async def close(self) -> None:
         """Gives up what is undecided; the ranks will ask again."""
@@ -243,7 +256,7 @@ class Selections:
         super_batch, joined, fallback_reason = await self._await_reference(assembly, job)
         reference_at = time.monotonic()
         assembly.stage = "COMPUTING"
-        decision = await self._compute(assembly, job, super_batch, joined, fallback_reason)
+        decision, learnability = await self._compute(assembly, job, super_batch, joined, fallback_reason)
         timings = {
             "wait_learner": learner_at - assembly.started_at,
             "wait_reference": reference_at - learner_at,
@@ -253,7 +266,7 @@ class Selections:
         decision = decision.model_copy(update={"timings_s": timings})
         recorded = await self._store.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
         if recorded == decision:
-            self._observe(recorded, record_s=time.monotonic() - record_at)
+            self._observe(recorded, learnability, record_s=time.monotonic() - record_at)
         rows = tuple(len(super_batch.submissions[rank].keys) for rank in range(assembly.world_size))
         return Outcome(recorded, joined.embeddings if joined else None, rows)
 
@@ -306,7 +319,8 @@ class Selections:
 
     async def _compute(
         self, assembly: Assembly, job: Job, super_batch: SuperBatch, joined: Joined | None, fallback_reason: str
-    ) -> Decision:
+    ) -> tuple[Decision, tuple[float, float] | None]:
+        """Returns the decision to record, and the learnability of chosen and dropped rows (see ``Chosen``)."""
         inputs = Inputs(
             super_batch.submissions,
             assembly.outputs,
@@ -327,7 +341,7 @@ class Selections:
             chosen = await self._scheduler.run(assembly.job, question.cost(), work)
         except ValueError as error:
             raise await self._set_aside(assembly, str(error)) from error
-        return Decision(
+        decision = Decision(
             job=assembly.job,
             super_batch_id=assembly.super_batch_id,
             policy=job.spec.policy,
@@ -349,6 +363,7 @@ class Selections:
             timings_s={"queue": started_at - queued_at, "compute": time.monotonic() - started_at},
             decided_at_s=time.time(),
         )
+        return decision, chosen.learnability
 
     async def _set_aside(self, assembly: Assembly, detail: str) -> DeadLettered:
         letter = DeadLetter(
@@ -359,16 +374,25 @@ class Selections:
             at_s=time.time(),
         )
         if await self._store.dead_letter(letter):
-            self._metrics.dead_letters.labels(letter.reason).inc()
+            self._count(letter)
         return DeadLettered(
             f"super-batch {assembly.super_batch_id!r} of job {assembly.job!r} was set aside: {detail}",
             {"job": assembly.job, "super_batch_id": assembly.super_batch_id},
         )
 
-    def _observe(self, decision: Decision, *, record_s: float) -> None:
+    def _count(self, letter: DeadLetter) -> None:
+        self._metrics.dead_letters.labels(letter.reason).inc()
+        self._metrics.jobs.dead_lettered(letter.job, letter.reason)
+
+    def _observe(self, decision: Decision, learnability: tuple[float, float] | None, *, record_s: float) -> None:
         metrics = self._metrics
         metrics.decisions.labels(decision.fallback or "none").inc()
-        for stage, seconds in (*decision.timings_s.items(), ("record", record_s)):
+        stages_s = {**decision.timings_s, "record": record_s}
+        metrics.jobs.decided(decision, stages_s, learnability)
+        if learnability is not None:
+            chosen, dropped = learnability
+            metrics.learnability.observe(max(0.0, chosen - dropped))
+        for stage, seconds in stages_s.items():
             metrics.stage.labels(stage).observe(seconds)
         metrics.examples_loaded.inc(decision.super_batch_size)
         metrics.examples_selected.inc(decision.sub_batch_size)

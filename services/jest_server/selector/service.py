@@ -150,6 +150,8 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
                     header, call, digest, request_iterator, deadline_s=_time_left(context)
                 )
                 outcome = await self._selections.select(call, outputs, deadline_s=_time_left(context))
+                if header.HasField("last_step"):
+                    self._selections.stepped(call, wire.step_times_from_wire(header.last_step))
             embeddings = await asyncio.to_thread(_reference_of, outcome, header)
             return _answer(outcome, header, embeddings)
 

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import ValidationError
 
 from jest_proto.v1 import jobs_pb2 as pb
+from jest_proto.v1 import selection_pb2
 from jest_server.errors import InvalidField
 from jest_server.jobs import schedule_of
 from jest_server.model import JobSpec, PolicySpec, ScheduleSpec
@@ -28,6 +29,8 @@ _POLICY_ENUMS: dict[str, tuple[Any, str]] = {
     "placement": (pb.Placement, "PLACEMENT_"),
     "precision": (pb.Precision, "PRECISION_"),
 }
+LONGEST_PHASE_S: Final = 3600.0
+"""What a trainer says of one step counts for no more."""
 _SHAPE = (pb.Schedule.Shape, "SHAPE_")
 _SIZES = ("sub_batch_size", "filter_ratio", "filter_ratio_schedule")
 _OPTIONAL: Final = ("world_size", "max_in_flight", "weight")
@@ -169,3 +172,11 @@ def _name_of(enum: EnumTypeWrapper | Any, prefix: str, value: int, field: str) -
         known = ", ".join(name for number, name in sorted(names.items()) if number)
         raise InvalidField(f"spec.{field} is {value}, expected one of {known}", field_name=f"spec.{field}")
     return str(names[value].removeprefix(prefix).lower())
+
+
+def step_times_from_wire(times: selection_pb2.StepTimes) -> dict[str, float]:
+    """Returns seconds by phase, each between nothing and an hour, whatever a trainer says."""
+    return {
+        field.name: min(max(getattr(times, field.name).ToMicroseconds() / 1e6, 0.0), LONGEST_PHASE_S)
+        for field in times.DESCRIPTOR.fields
+    }

@@ -160,3 +160,12 @@ async def test_references_tell_every_version_and_whether_it_is_served(any_store)
     ]
     assert found[1].reference == NEWER
     assert all(abs(known.since_s - time.time()) < 60 for known in found)
+
+
+async def test_a_store_tells_what_its_server_uses_and_uploads_add_to_it(any_store, job):
+    before = await any_store.memory()
+    await submit(any_store, job)
+    await upload(any_store, job, features=b"f" * (4 << 20))
+    after = await any_store.memory()
+    assert after.used_bytes >= before.used_bytes + (4 << 20)
+    assert after.max_bytes == 0

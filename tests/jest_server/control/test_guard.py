@@ -90,6 +90,8 @@ async def test_more_calls_than_a_tenant_may_make_are_told_when_to_come_back(cont
         assert [answer.status_code for answer in answers] == [200, 200, 429]
         assert (answers[2].json()["reason"], answers[2].headers["retry-after"]) == ("RATE_LIMITED", "1")
         assert (await client.get("/v1/queue", headers=bearer(tokens["blue"]))).status_code == 200
+    refused = {"reason": "RATE_LIMITED", "limit": "JEST_MAX_CALLS_PER_S_PER_TENANT"}
+    assert control.registry.get_sample_value("jest_http_refusals_total", refused) == 1
 
 
 async def test_more_jobs_than_a_tenant_may_have_are_refused(control, tokens):

@@ -1,0 +1,127 @@
+"""A real Prometheus: what is on PATH, or else Debian's package, unpacked beside the other tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jest_server.embedded.process import LOOPBACK, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[3]
+TOOLS = ROOT / ".cache" / "tools" / "prometheus"
+RULES = ROOT / "deploy" / "observability" / "rules"
+START_TIMEOUT_S = 30.0
+
+
+def tool(name: str) -> str:
+    """Returns the path of `prometheus` or `promtool`.
+
+    Raises:
+        SystemExit: If there is none, and none to be had from apt.
+    """
+    found = shutil.which(name) or shutil.which(name, path=str(TOOLS / "usr" / "bin"))
+    if found is None:
+        _fetch()
+        found = shutil.which(name, path=str(TOOLS / "usr" / "bin"))
+    if found is None:
+        raise SystemExit(f"{name} is not on PATH, and apt has none: install Prometheus")
+    return found
+
+
+def _fetch() -> None:
+    """Unpacks Debian's package without installing it: installed, it would start a server of its own."""
+    if shutil.which("apt-get") is None:
+        return
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["apt-get", "download", "-qq", "prometheus"], cwd=TOOLS, check=False).returncode:
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(["apt-get", "download", "-qq", "prometheus"], cwd=TOOLS, check=True)
+    (package,) = TOOLS.glob("prometheus_*.deb")
+    subprocess.run(["dpkg-deb", "--extract", package, TOOLS], check=True)
+    package.unlink()
+
+
+class Prometheus:
+    """A running server's API."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def ask(self, path: str, **params: str) -> Any:
+        """Returns the answer's data."""
+        query = urllib.parse.urlencode(params)
+        with urllib.request.urlopen(f"{self._url}{path}?{query}", timeout=30) as answer:  # noqa: S310 - our own server
+            return json.load(answer)["data"]
+
+    def series(self, expr: str, start_s: float, end_s: float, step_s: float = 1.0) -> list[dict[str, Any]]:
+        """Returns what an expression was over time: labels and values of each series."""
+        found = self.ask("/api/v1/query_range", query=expr, start=str(start_s), end=str(end_s), step=str(step_s))
+        return list(found["result"])
+
+    def wait_for_all(self, targets: int) -> None:
+        """Returns once every target was scraped.
+
+        Raises:
+            SystemExit: If one cannot be.
+        """
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while len(self.ask("/api/v1/query", query="up == 1")["result"]) < targets:
+            if time.monotonic() > give_up_at:
+                raise SystemExit(f"not every target answers: {self.ask('/api/v1/query', query='up')['result']}")
+            time.sleep(0.2)
+
+    def ready(self) -> bool:
+        """Whether it answers."""
+        try:
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=1):  # noqa: S310 - our own server
+                return True
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+
+@contextmanager
+def running(targets: dict[str, str], folder: Path) -> Iterator[Prometheus]:
+    """Runs a server that scrapes ``HOST:PORT`` of each job every second, with the project's rules."""
+    port = free_port()
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [f"{RULES}/*.yaml"],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [address]}]} for job, address in targets.items()
+        ],
+    }
+    file = folder / "prometheus.yml"
+    file.write_text(json.dumps(config))  # JSON is YAML
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                tool("prometheus"),
+                f"--config.file={file}",
+                f"--storage.tsdb.path={folder / 'series'}",
+                f"--web.listen-address={LOOPBACK}:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        server = Prometheus(f"http://{LOOPBACK}:{port}")
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while not server.ready():
+            if process.poll() is not None or time.monotonic() > give_up_at:
+                raise SystemExit(f"Prometheus did not start:\n{(folder / 'prometheus.log').read_text()}")
+            time.sleep(0.1)
+        yield server
+    finally:
+        process.terminate()
+        process.wait()
