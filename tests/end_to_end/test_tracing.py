@@ -1,0 +1,108 @@
+"""One super-batch, one trace: the whole stack with a real OTLP receiver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import jest_trainer
+from end_to_end.learner import TinyLearner, super_batches
+from jest_core import SelectionPolicy
+from jest_proto import tracing
+from jest_server.embedded.up import Stack
+from support.collector import Collector
+
+POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Makes environments in which this process and its children send spans to a port."""
+
+    def turn_on(port):
+        monkeypatch.setenv("JEST_TRACING", "1")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+
+    yield turn_on
+    tracing.stop()
+
+
+def select_one(address, name):
+    with jest_trainer.Client(address, deadline_s=30) as client:
+        job = client.create_job(name, reference_model="jest_reference", policy=POLICY)
+        batches = jest_trainer.SelectedBatches(
+            job,
+            super_batches(count=1, rows=64, seed=31),
+            keys=lambda batch: batch["keys"],
+            features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
+            embed=TinyLearner(seed=0).embed,
+        )
+        chosen = list(batches)
+        assert len(chosen) == 1
+        counters = job.counters()
+        return batches.last.super_batch_id, (counters.submitted, counters.selected, counters.in_flight)
+
+
+def test_one_trace_leads_from_the_trainer_to_the_reference_model_and_back(stack_repository, traced, unique):
+    collector = Collector()
+    traced(collector.port)
+    name = unique("traced")
+    with Stack(stack_repository) as stack:
+        super_batch, _ = select_one(stack.address, name)
+        tracing.stop()
+    collector.close()  # the processes have ended: whatever they had is here
+    spans = collector.spans()
+    (select,) = [s for s in spans if s.name == "sdk.SelectSubBatch" and s.attributes["jest.job"] == name]
+    trace = [s for s in spans if s.trace_id == select.trace_id]
+    by_id = {s.span_id: s for s in trace}
+    lineage = {(s.name, by_id[s.parent_id].name if s.parent_id else "", s.service) for s in trace}
+    service = "jest.v1.SelectionService"
+    assert lineage >= {
+        ("sdk.SubmitSuperBatch", "", "jest-trainer"),
+        ("sdk.UploadExamples", "", "jest-trainer"),
+        ("sdk.SelectSubBatch", "", "jest-trainer"),
+        (f"{service}/SubmitSuperBatch", "sdk.SubmitSuperBatch", "jest-selector"),
+        (f"{service}/UploadExamples", "sdk.UploadExamples", "jest-selector"),
+        (f"{service}/SelectSubBatch", "sdk.SelectSubBatch", "jest-selector"),
+        ("selector.wait_learner", f"{service}/SelectSubBatch", "jest-selector"),
+        ("selector.wait_reference", f"{service}/SelectSubBatch", "jest-selector"),
+        ("selector.compute", f"{service}/SelectSubBatch", "jest-selector"),
+        ("selector.record", f"{service}/SelectSubBatch", "jest-selector"),
+        ("scorer.shard", f"{service}/UploadExamples", "jest-scorer"),
+        ("scorer.cache", "scorer.shard", "jest-scorer"),
+        ("scorer.infer", "scorer.shard", "jest-scorer"),
+        ("scorer.complete", "scorer.shard", "jest-scorer"),
+    }
+    (shard,) = [s for s in trace if s.name == "scorer.shard"]
+    assert shard.attributes["jest.super_batch"] == super_batch
+    assert (shard.attributes["jest.examples"], shard.attributes["jest.inferred"]) == (64, 64)
+
+
+def test_a_collector_that_is_away_costs_no_selection(stack_repository, traced, unique):
+    traced(1)
+    with Stack(stack_repository) as stack:
+        _, accounts = select_one(stack.address, unique("no-collector"))
+    assert accounts == (1, 1, 0)
+
+
+@pytest.mark.parametrize("module", ["jest_server.selector.__main__", "jest_server.scorer.__main__", "jest_trainer"])
+def test_without_tracing_opentelemetry_is_not_even_imported(module):
+    code = (
+        f"import sys, {module}\nfrom jest_proto import tracing\n"
+        "with tracing.span('x') as span: assert span is None\n"
+        "assert tracing.span('x') is tracing.span('y') and tracing.traceparent() == ''\n"
+        "sys.exit(any(name.split('.')[0] == 'opentelemetry' for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_queued_shard_says_nothing_of_traces_unless_there_is_one():
+    from jest_server.adapters.redis_queue import pack_shard
+    from jest_server.model import Shard
+
+    shard = Shard("0-a-0", "job", "id", "model", "1", ("k",), b"")
+    assert b"traceparent" not in pack_shard(shard)
