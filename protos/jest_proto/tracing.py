@@ -65,7 +65,7 @@ def call_span(name: str, job: str, super_batch_id: str, rank: int | None) -> Abs
     """Records a trainer's call, in the trace of its super-batch if it is about one."""
     if _tracer is None:
         return _OFF
-    trace_id = xxhash.xxh3_128_intdigest(f"{job}/{super_batch_id}") if super_batch_id else None
+    trace_id = xxhash.xxh3_128_intdigest(f"{job}/{super_batch_id}".encode()) if super_batch_id else None
     attributes = {"jest.job": job, "jest.super_batch": super_batch_id, "jest.rank": 0 if rank is None else rank}
     return _tracer.root_span(name, attributes, trace_id)  # type: ignore[no-any-return]
 

@@ -11,7 +11,9 @@ import jest_trainer
 from end_to_end.learner import TinyLearner, super_batches
 from jest_core import SelectionPolicy
 from jest_proto import tracing
+from jest_server.adapters.redis_queue import pack_shard
 from jest_server.embedded.up import Stack
+from jest_server.model import Shard
 from support.collector import Collector
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
@@ -101,8 +103,5 @@ def test_without_tracing_opentelemetry_is_not_even_imported(module):
 
 
 def test_a_queued_shard_says_nothing_of_traces_unless_there_is_one():
-    from jest_server.adapters.redis_queue import pack_shard
-    from jest_server.model import Shard
-
     shard = Shard("0-a-0", "job", "id", "model", "1", ("k",), b"")
     assert b"traceparent" not in pack_shard(shard)

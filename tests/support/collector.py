@@ -31,7 +31,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
 
-    def Export(self, request, context):
+    def Export(self, request, context):  # noqa: ARG002 - gRPC gives it
         with self._lock:
             for resource in request.resource_spans:
                 names = {a.key: a.value.string_value for a in resource.resource.attributes}
