@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent import futures
 
+import grpc
 import pytest
 
 import jest_trainer
 from end_to_end.learner import TinyLearner, super_batches
 from jest_core import SelectionPolicy
 from jest_proto import tracing
+from jest_proto.v1 import selection_pb2, selection_pb2_grpc
 from jest_server.adapters.redis_queue import pack_shard
 from jest_server.embedded.up import Stack
 from jest_server.model import Shard
@@ -92,14 +95,46 @@ def test_a_collector_that_is_away_costs_no_selection(stack_repository, traced, u
 
 
 @pytest.mark.parametrize("module", ["jest_server.selector.__main__", "jest_server.scorer.__main__", "jest_trainer"])
-def test_without_tracing_opentelemetry_is_not_even_imported(module):
+def test_without_tracing_nothing_of_ours_imports_opentelemetry(module):
+    """The client of Redis looks for it by itself, and goes on without; here whoever looks finds none."""
     code = (
-        f"import sys, {module}\nfrom jest_proto import tracing\n"
+        "import sys\nsys.modules['opentelemetry'] = None\n"
+        f"import {module}\nfrom jest_proto import tracing\n"
         "with tracing.span('x') as span: assert span is None\n"
         "assert tracing.span('x') is tracing.span('y') and tracing.traceparent() == ''\n"
-        "sys.exit(any(name.split('.')[0] == 'opentelemetry' for name in sys.modules))"
+        "sys.exit('jest_proto._otel' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_trainer_does_not_import_opentelemetry_without_tracing():
+    code = (
+        "import sys, jest_trainer\njest_trainer.Client('127.0.0.1:1').close()\nsys.exit('opentelemetry' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("tracing_is_on", [False, True])
+def test_a_call_carries_a_traceparent_only_with_tracing(tracing_is_on, traced):
+    seen = {}
+
+    class Info(selection_pb2_grpc.SelectionServiceServicer):
+        def GetServerInfo(self, request, context):
+            seen.update(context.invocation_metadata())
+            return selection_pb2.GetServerInfoResponse()
+
+    if tracing_is_on:
+        traced(1)
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    selection_pb2_grpc.add_SelectionServiceServicer_to_server(Info(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with jest_trainer.Client(f"127.0.0.1:{port}") as client:
+            client.server_info()
+    finally:
+        server.stop(0).wait()
+    assert set(seen) - {"user-agent"} == ({"traceparent"} if tracing_is_on else set())
 
 
 def test_a_queued_shard_says_nothing_of_traces_unless_there_is_one():
