@@ -119,7 +119,7 @@ def test_a_call_carries_a_traceparent_only_with_tracing(tracing_is_on, traced):
     seen = {}
 
     class Info(selection_pb2_grpc.SelectionServiceServicer):
-        def GetServerInfo(self, request, context):
+        def GetServerInfo(self, request, context):  # noqa: ARG002 - gRPC gives it
             seen.update(context.invocation_metadata())
             return selection_pb2.GetServerInfoResponse()
 
