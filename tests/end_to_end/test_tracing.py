@@ -14,8 +14,9 @@ from end_to_end.learner import TinyLearner, super_batches
 from jest_core import SelectionPolicy
 from jest_proto import tracing
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
-from jest_server.adapters.redis_queue import pack_shard
+from jest_server.adapters.redis_queue import _unpack_shard, pack_shard
 from jest_server.embedded.up import Stack
+from jest_server.logs import _with_trace
 from jest_server.model import Shard
 from support.collector import Collector
 
@@ -140,3 +141,19 @@ def test_a_call_carries_a_traceparent_only_with_tracing(tracing_is_on, traced):
 def test_a_queued_shard_says_nothing_of_traces_unless_there_is_one():
     shard = Shard("0-a-0", "job", "id", "model", "1", ("k",), b"")
     assert b"traceparent" not in pack_shard(shard)
+
+
+def test_whoever_takes_a_shard_from_redis_learns_its_traceparent():
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    shard = Shard("0-a-0", "job", "id", "model", "1", ("k",), b"", traceparent=traceparent)
+    assert _unpack_shard({"shard": "0-a-0", "job": "job", "id": "id"}, pack_shard(shard)) == shard
+
+
+def test_log_lines_tell_the_span_they_were_written_in(traced):
+    traced(1)
+    tracing.start("test")
+    with tracing.span("outer"):
+        line = _with_trace(None, "info", {"event": "x"})
+        _, trace_id, span_id, _ = tracing.traceparent().split("-")
+    assert line == {"event": "x", "trace_id": trace_id, "span_id": span_id}
+    assert _with_trace(None, "info", {"event": "x"}) == {"event": "x"}
