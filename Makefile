@@ -20,7 +20,7 @@ help: ## Show this list
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,tracing]' --group dev
 	touch $@
 
 demo: $(READY) ## Train the same model twice, uniform and chosen by the running stack, and compare (QUICK=1: one minute)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from jest_proto import tracing
+
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 bound = structlog.contextvars.bound_contextvars
 
@@ -24,6 +26,7 @@ def configure(*, process: str, log_format: str, level: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _with_trace,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -34,6 +37,13 @@ def configure(*, process: str, log_format: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
+
+
+def _with_trace(_logger: object, _method: str, event: EventDict) -> EventDict:
+    ids = tracing.ids()
+    if ids is not None:
+        event["trace_id"], event["span_id"] = ids
+    return event
 
 
 def get_logger() -> FilteringBoundLogger:

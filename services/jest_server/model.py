@@ -287,6 +287,8 @@ class Shard:
     reference_version: str
     keys: tuple[str, ...]
     features: bytes
+    traceparent: str = ""
+    """Of the span that queued it, in W3C form; empty without tracing."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from jest_proto import tracing
 from jest_server import errors
 from jest_server.logs import get_logger
 from jest_server.security import tenants
@@ -93,9 +94,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.OK
             try:
                 if self._tokens is not None:
-                    tenants.enter(self._tokens.tenant_of(_authorization(context)))
+                    tenants.enter(self._tokens.tenant_of(_metadata(context, "authorization")))
                 self._rates.admit(tenants.current(), now_s=time.monotonic())
-                return await behaviour(_readable(request), context)
+                if not tracing.on():
+                    return await behaviour(_readable(request), context)
+                with tracing.span(method[1:], parent=_metadata(context, tracing.HEADER) or "", kind="server"):
+                    return await behaviour(_readable(request), context)
             except errors.JestServerError as error:
                 code = error.code
                 self._metrics.refusals.labels(method, error.reason, error.limit).inc()
@@ -146,9 +150,9 @@ async def _all_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _readable(request)
 
 
-def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
+def _metadata(context: grpc.aio.ServicerContext[Any, Any], name: str) -> str | None:
     for key, value in context.invocation_metadata() or ():
-        if key == "authorization":
+        if key == name:
             return value if isinstance(value, str) else value.decode("latin-1")
     return None
 

@@ -56,6 +56,8 @@ class ProcessSettings(BaseSettings):
     max_world_size: int = Field(default=4096, ge=1)
     max_jobs_per_tenant: int = Field(default=1000, ge=1)
     """Without tokens: of all."""
+    tracing: bool = False
+    """Record spans and send them where the OTEL_* variables say; needs the extra `tracing`."""
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_delay_s: float = Field(default=0.5, ge=0)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc
 import tenacity
 
+from jest_proto import tracing
 from jest_proto.v1 import jobs_pb2_grpc, selection_pb2_grpc
 from jest_trainer.deadlines import Cancelled
 from jest_trainer.errors import CLIENT_CLOSED, FORKED, CallSite, JestError, from_rpc, no_answer
@@ -81,6 +82,8 @@ class Connection:
         self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
         self._credentials = credentials
         self._closed = False
+        if os.environ.get("JEST_TRACING", "").lower() in {"1", "true", "yes", "on"}:
+            tracing.start("jest-trainer")
         # By process id. A dictionary and no lock: a lock that another thread holds at a fork stays locked for ever.
         self._opened: dict[int, Stubs] = {}
 
@@ -112,7 +115,8 @@ class Connection:
             reraise=True,
         )
         try:
-            answer: Answer = retrying(self._attempt, pick, request, site, deadline)
+            with tracing.call_span(f"sdk.{site.method}", site.job, site.super_batch_id, site.rank):
+                answer: Answer = retrying(self._attempt, pick, request, site, deadline)
         except JestError as error:
             attempts = retrying.statistics["attempt_number"]
             if attempts > 1:
@@ -135,7 +139,8 @@ class Connection:
         deadline: Deadline,
     ) -> Answer:
         timeout_s = deadline.remaining()
-        call = pick(self._open(site)).future(request(), timeout=timeout_s, metadata=self._metadata)
+        metadata = (*self._metadata, (tracing.HEADER, tracing.traceparent())) if tracing.on() else self._metadata
+        call = pick(self._open(site)).future(request(), timeout=timeout_s, metadata=metadata)
         try:
             with deadline.cancellation.watching(call):
                 return call.result(timeout_s + _GRACE_S)

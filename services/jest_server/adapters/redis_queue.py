@@ -242,7 +242,13 @@ class _Entry:
 
 def pack_shard(shard: Shard) -> bytes:
     """Returns what a shard's features key holds."""
-    description = {"model": shard.reference_model, "version": shard.reference_version, "keys": shard.keys}
+    description: dict[str, Any] = {
+        "model": shard.reference_model,
+        "version": shard.reference_version,
+        "keys": shard.keys,
+    }
+    if shard.traceparent:
+        description["traceparent"] = shard.traceparent
     return records.pack(description, shard.features)
 
 
@@ -260,6 +266,7 @@ def _unpack_shard(fields: Mapping[str, str], blob: bytes) -> Shard:
         reference_version=description["version"],
         keys=tuple(description["keys"]),
         features=bytes(features),
+        traceparent=description.get("traceparent", ""),
     )
 
 

@@ -25,6 +25,7 @@ from tenacity import (
 )
 from tritonclient.utils import InferenceServerException
 
+from jest_proto import tracing
 from jest_server.errors import ReferenceModelError
 from jest_server.logs import get_logger
 from jest_server.reference.arrays import checked_embedding, count_examples, neutral_example
@@ -182,12 +183,14 @@ class TritonReferenceModel:
         """Makes one request and writes its checked answer to ``into``, ``[n, 2, D]``."""
         started = time.monotonic()
         outcome = Outcome.FAILED
+        traceparent = tracing.traceparent()
         try:
             result = await self._client.infer(
                 info.name,
                 [_tensor(declared.name, declared.datatype, part[declared.name]) for declared in info.inputs],
                 outputs=[triton.InferRequestedOutput(output) for output in OUTPUTS],
                 client_timeout=self._settings.timeout_s,
+                headers={tracing.HEADER: traceparent} if traceparent else None,
             )
             outcome = Outcome.BROKEN_OUTPUT
             for column, output in enumerate(OUTPUTS):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from jest_proto import tracing
 from jest_server import logs, metrics, serving
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
@@ -64,6 +65,8 @@ def main(settings: ScorerSettings | None = None) -> None:
     """Runs the scorer on Redis and the configured reference backend."""
     settings = settings or ScorerSettings()
     logs.configure(process="scorer", log_format=settings.log_format, level=settings.log_level)
+    if settings.tracing:
+        tracing.start("jest-scorer")
     registry = CollectorRegistry()
     counts = metrics.ScorerMetrics(registry)
     metrics.expose(registry, settings.metrics_listen)
@@ -76,6 +79,7 @@ def main(settings: ScorerSettings | None = None) -> None:
         await serve(settings, store, cache, reference_model(settings, counts), counts, serving.stop_on_signals())
 
     asyncio.run(run())
+    tracing.stop()
 
 
 def example_sources(settings: ScorerSettings) -> ExampleSources | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from jest_proto import tracing
 from jest_proto.tensors import DATATYPES
 from jest_server import records
 from jest_server.errors import StoreUnavailable, UnreadableSource
@@ -78,7 +79,8 @@ class Scoring:
         keys = list(first_rows)
         cache = self.cache.of_job(shard.job)
         owner, inferred, pause_s = secrets.token_hex(8), 0, FIRST_PAUSE_S
-        values = await cache.get(self.reference, keys)
+        with tracing.span("scorer.cache"):
+            values = await cache.get(self.reference, keys)
         found = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
         while lacking := [key for key in keys if key not in found]:
             taken = await cache.take(self.reference, lacking, owner=owner, ttl_s=self.lease_s)
@@ -122,7 +124,8 @@ class Scoring:
             inputs = await self._read([description["sources"][row] for row in rows])
         else:
             inputs = {name: array[rows] for name, array in _features(description, data).items()}
-        embedded = (await self.model.embed(inputs)).astype(np.float16)
+        with tracing.span("scorer.infer"):
+            embedded = (await self.model.embed(inputs)).astype(np.float16)
         return {key: embedded[i].tobytes() for i, key in enumerate(keys)}
 
     async def _read(self, sources: list[str]) -> dict[str, npt.NDArray[Any]]:

@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from jest_proto import tracing
 from jest_server.errors import ReferenceModelError, StoreUnavailable
 from jest_server.logs import bound, get_logger
 from jest_server.model import DeadLetter
@@ -189,8 +190,15 @@ class Worker:
             await self._ready.wait()
             assert self._scoring is not None
             try:
-                result = await self._scoring.score(claim.shard, on_wait=on_wait)
-                await self._store.complete(claim, result)
+                with tracing.span("scorer.shard", parent=claim.shard.traceparent, kind="consumer") as span:
+                    if span is not None:
+                        span.set_attributes(_attributes(claim))
+                    result = await self._scoring.score(claim.shard, on_wait=on_wait)
+                    if span is not None:
+                        span.set_attribute("jest.inferred", result.inferred)
+                        span.set_attribute("jest.cache_hits", len(result.keys) - result.inferred)
+                    with tracing.span("scorer.complete"):
+                        await self._store.complete(claim, result)
             except StoreUnavailable as error:
                 _log.warning("store does not answer", error=str(error))
                 await asyncio.sleep(STORE_RETRY_S)
@@ -226,3 +234,14 @@ class Worker:
             self._metrics.dead_letters.labels(reason).inc()
         self._metrics.shards.labels("dead_lettered").inc()
         _log.error("super-batch set aside", reason=reason, detail=detail)
+
+
+def _attributes(claim: Claim) -> dict[str, str | int]:
+    shard = claim.shard
+    return {
+        "jest.job": shard.job,
+        "jest.super_batch": shard.super_batch_id,
+        "jest.shard": shard.shard_id,
+        "jest.examples": len(shard.keys),
+        "jest.deliveries": claim.deliveries,
+    }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from prometheus_client import CollectorRegistry
 
+from jest_proto import tracing
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc
 from jest_server import logs, metrics, serving
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
@@ -99,6 +100,8 @@ def main(settings: SelectorSettings | None = None) -> None:
     """Runs the selector on Redis."""
     settings = settings or SelectorSettings()
     logs.configure(process="selector", log_format=settings.log_format, level=settings.log_level)
+    if settings.tracing:
+        tracing.start("jest-selector")
     serving.answer_first()
 
     async def run() -> None:
@@ -109,6 +112,7 @@ def main(settings: SelectorSettings | None = None) -> None:
         await serve(settings, store, cache, serving.stop_on_signals())
 
     asyncio.run(run())
+    tracing.stop()
 
 
 def _device(name: str) -> torch.device:

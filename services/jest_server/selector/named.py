@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jest_proto import tracing
 from jest_proto.tensors import content_digest
 from jest_server import records
 from jest_server.batches import batched
@@ -53,6 +54,7 @@ def shards_of_sources(
             reference_version=reference.version,
             keys=tuple(rows.keys[row] for row in piece),
             features=records.pack({"sources": [rows.sources[row] for row in piece]}),
+            traceparent=tracing.traceparent(),
         )
         for number, piece in enumerate(batched(ordered, shard_examples))
     ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from jest_core import selection_seed
+from jest_proto import tracing
 from jest_server.errors import (
     Conflict,
     DeadLettered,
@@ -249,14 +250,17 @@ class Selections:
             return Outcome(decision, None)
 
     async def _decide_in_flight(self, assembly: Assembly) -> Outcome:
-        await self._until_complete(assembly)
+        with tracing.span("selector.wait_learner"):
+            await self._until_complete(assembly)
         learner_at = time.monotonic()
         assembly.stage = "WAITING_FOR_REFERENCE"
         job = await self._jobs.get(assembly.job)
-        super_batch, joined, fallback_reason = await self._await_reference(assembly, job)
+        with tracing.span("selector.wait_reference"):
+            super_batch, joined, fallback_reason = await self._await_reference(assembly, job)
         reference_at = time.monotonic()
         assembly.stage = "COMPUTING"
-        decision, learnability = await self._compute(assembly, job, super_batch, joined, fallback_reason)
+        with tracing.span("selector.compute"):
+            decision, learnability = await self._compute(assembly, job, super_batch, joined, fallback_reason)
         timings = {
             "wait_learner": learner_at - assembly.started_at,
             "wait_reference": reference_at - learner_at,
@@ -264,7 +268,8 @@ class Selections:
         }
         record_at = time.monotonic()
         decision = decision.model_copy(update={"timings_s": timings})
-        recorded = await self._store.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
+        with tracing.span("selector.record"):
+            recorded = await self._store.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
         if recorded == decision:
             self._observe(recorded, learnability, record_s=time.monotonic() - record_at)
         rows = tuple(len(super_batch.submissions[rank].keys) for rank in range(assembly.world_size))

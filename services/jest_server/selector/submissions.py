@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jest_proto import tracing
 from jest_proto.tensors import as_numpy, content_digest
 from jest_server import records
 from jest_server.errors import Conflict, DeadLettered, InvalidField, SuperBatchUnknown
@@ -294,6 +295,7 @@ class Submissions:
                 reference_version=reference.version,
                 keys=tuple(submission.keys[p] for p in upload.positions[start : start + size]),
                 features=_pack({n: (s.datatype, a[start : start + size]) for n, (s, a) in arrays.items()}),
+                traceparent=tracing.traceparent(),
             )
             for start in range(0, len(upload.positions), size)
         ]

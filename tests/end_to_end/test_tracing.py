@@ -1,0 +1,159 @@
+"""One super-batch, one trace: the whole stack with a real OTLP receiver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent import futures
+
+import grpc
+import pytest
+
+import jest_trainer
+from end_to_end.learner import TinyLearner, super_batches
+from jest_core import SelectionPolicy
+from jest_proto import tracing
+from jest_proto.v1 import selection_pb2, selection_pb2_grpc
+from jest_server.adapters.redis_queue import _unpack_shard, pack_shard
+from jest_server.embedded.up import Stack
+from jest_server.logs import _with_trace
+from jest_server.model import Shard
+from support.collector import Collector
+
+POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Makes environments in which this process and its children send spans to a port."""
+
+    def turn_on(port):
+        monkeypatch.setenv("JEST_TRACING", "1")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+
+    yield turn_on
+    tracing.stop()
+
+
+def select_one(address, name):
+    with jest_trainer.Client(address, deadline_s=30) as client:
+        job = client.create_job(name, reference_model="jest_reference", policy=POLICY)
+        batches = jest_trainer.SelectedBatches(
+            job,
+            super_batches(count=1, rows=64, seed=31),
+            keys=lambda batch: batch["keys"],
+            features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
+            embed=TinyLearner(seed=0).embed,
+        )
+        chosen = list(batches)
+        assert len(chosen) == 1
+        counters = job.counters()
+        return batches.last.super_batch_id, (counters.submitted, counters.selected, counters.in_flight)
+
+
+def test_one_trace_leads_from_the_trainer_to_the_reference_model_and_back(stack_repository, traced, unique):
+    collector = Collector()
+    traced(collector.port)
+    name = unique("traced")
+    with Stack(stack_repository) as stack:
+        super_batch, _ = select_one(stack.address, name)
+        tracing.stop()
+    collector.close()  # the processes have ended: whatever they had is here
+    spans = collector.spans()
+    (select,) = [s for s in spans if s.name == "sdk.SelectSubBatch" and s.attributes["jest.job"] == name]
+    trace = [s for s in spans if s.trace_id == select.trace_id]
+    by_id = {s.span_id: s for s in trace}
+    lineage = {(s.name, by_id[s.parent_id].name if s.parent_id else "", s.service) for s in trace}
+    service = "jest.v1.SelectionService"
+    assert lineage >= {
+        ("sdk.SubmitSuperBatch", "", "jest-trainer"),
+        ("sdk.UploadExamples", "", "jest-trainer"),
+        ("sdk.SelectSubBatch", "", "jest-trainer"),
+        (f"{service}/SubmitSuperBatch", "sdk.SubmitSuperBatch", "jest-selector"),
+        (f"{service}/UploadExamples", "sdk.UploadExamples", "jest-selector"),
+        (f"{service}/SelectSubBatch", "sdk.SelectSubBatch", "jest-selector"),
+        ("selector.wait_learner", f"{service}/SelectSubBatch", "jest-selector"),
+        ("selector.wait_reference", f"{service}/SelectSubBatch", "jest-selector"),
+        ("selector.compute", f"{service}/SelectSubBatch", "jest-selector"),
+        ("selector.record", f"{service}/SelectSubBatch", "jest-selector"),
+        ("scorer.shard", f"{service}/UploadExamples", "jest-scorer"),
+        ("scorer.cache", "scorer.shard", "jest-scorer"),
+        ("scorer.infer", "scorer.shard", "jest-scorer"),
+        ("scorer.complete", "scorer.shard", "jest-scorer"),
+    }
+    (shard,) = [s for s in trace if s.name == "scorer.shard"]
+    assert shard.attributes["jest.super_batch"] == super_batch
+    assert (shard.attributes["jest.examples"], shard.attributes["jest.inferred"]) == (64, 64)
+
+
+def test_a_collector_that_is_away_costs_no_selection(stack_repository, traced, unique):
+    traced(1)
+    with Stack(stack_repository) as stack:
+        _, accounts = select_one(stack.address, unique("no-collector"))
+    assert accounts == (1, 1, 0)
+
+
+@pytest.mark.parametrize("module", ["jest_server.selector.__main__", "jest_server.scorer.__main__", "jest_trainer"])
+def test_without_tracing_nothing_of_ours_imports_opentelemetry(module):
+    """The client of Redis looks for it by itself, and goes on without; here whoever looks finds none."""
+    code = (
+        "import sys\nsys.modules['opentelemetry'] = None\n"
+        f"import {module}\nfrom jest_proto import tracing\n"
+        "with tracing.span('x') as span: assert span is None\n"
+        "assert tracing.span('x') is tracing.span('y') and tracing.traceparent() == ''\n"
+        "sys.exit('jest_proto._otel' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_trainer_does_not_import_opentelemetry_without_tracing():
+    code = (
+        "import sys, jest_trainer\njest_trainer.Client('127.0.0.1:1').close()\nsys.exit('opentelemetry' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("tracing_is_on", [False, True])
+def test_a_call_carries_a_traceparent_only_with_tracing(tracing_is_on, traced):
+    seen = {}
+
+    class Info(selection_pb2_grpc.SelectionServiceServicer):
+        def GetServerInfo(self, request, context):  # noqa: ARG002 - gRPC gives it
+            seen.update(context.invocation_metadata())
+            return selection_pb2.GetServerInfoResponse()
+
+    if tracing_is_on:
+        traced(1)
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    selection_pb2_grpc.add_SelectionServiceServicer_to_server(Info(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with jest_trainer.Client(f"127.0.0.1:{port}") as client:
+            client.server_info()
+    finally:
+        server.stop(0).wait()
+    assert set(seen) - {"user-agent"} == ({"traceparent"} if tracing_is_on else set())
+
+
+def test_a_queued_shard_says_nothing_of_traces_unless_there_is_one():
+    shard = Shard("0-a-0", "job", "id", "model", "1", ("k",), b"")
+    assert b"traceparent" not in pack_shard(shard)
+
+
+def test_whoever_takes_a_shard_from_redis_learns_its_traceparent():
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    shard = Shard("0-a-0", "job", "id", "model", "1", ("k",), b"", traceparent=traceparent)
+    assert _unpack_shard({"shard": "0-a-0", "job": "job", "id": "id"}, pack_shard(shard)) == shard
+
+
+def test_log_lines_tell_the_span_they_were_written_in(traced):
+    traced(1)
+    tracing.start("test")
+    with tracing.span("outer"):
+        line = _with_trace(None, "info", {"event": "x"})
+        _, trace_id, span_id, _ = tracing.traceparent().split("-")
+    assert line == {"event": "x", "trace_id": trace_id, "span_id": span_id}
+    assert _with_trace(None, "info", {"event": "x"}) == {"event": "x"}
