@@ -1,6 +1,6 @@
 """Train the demo's reference model into a Triton model repository, unless a model is there already.
 
-    python trainer/examples/emoji/reference.py --model-repository FOLDER
+python trainer/examples/emoji/reference.py --model-repository FOLDER
 """
 
 import argparse

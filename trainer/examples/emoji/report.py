@@ -82,9 +82,9 @@ class Results:
         if self.reference is not None:
             reference = self.reference.final
             notes.append(
-                f"Training the reference took {reference.seconds:.0f} s on {self.plan.curated_pairs:,} clean pairs and is "
-                "counted in neither run: it pays when several jobs share the reference or it is used again. By itself "
-                f"the reference retrieves {reference.retrieval.mean:.1%}."
+                f"Training the reference took {reference.seconds:.0f} s on {self.plan.curated_pairs:,} clean pairs and "
+                "is counted in neither run: it pays when several jobs share the reference or it is used again. "
+                f"By itself the reference retrieves {reference.retrieval.mean:.1%}."
             )
         notes.append(f"For the reference model, embeddings were computed by {self.inference}.")
         notes.append(
