@@ -12,10 +12,10 @@ TEST_PROCESSES ?= 2
 DEMO_OPTIONS := $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports contract bench up proto clean
+.PHONY: help demo test check lint types imports contract bench up proto clean compose-test
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -57,6 +57,10 @@ bench: $(READY) ## Measure the selection and the service on this machine (about 
 
 up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
 	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))
+
+compose-test: $(READY) ## Build the images, run docker-compose.yml, and kill every service while a job trains
+	$(BIN)/hadolint deploy/docker/Dockerfile
+	$(BIN)/python deploy/checks/compose.py
 
 proto: $(READY) ## Generate the protobuf code again
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python protos/generate.py

@@ -1,4 +1,4 @@
-"""Runs docker-compose.yml for real: build, up, the contract's conformance, a training run with every service killed, down.
+"""Runs docker-compose.yml for real: build, up, conformance, a training run while every service is killed, down.
 
     python deploy/checks/compose.py
 
