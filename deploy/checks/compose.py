@@ -153,7 +153,7 @@ def _train_while_services_die(project: Project, folder: Path, services: list[str
     try:
         for service in KILLED:
             if service in services:
-                _wait_for_steps(project, training, log, more=5)
+                _wait_for_steps(project, training, log, more=2)
                 project.engine("kill", "--signal", "KILL", project.container(service))
                 project("up", "--detach", "--no-build", "--no-deps", "--wait", "--wait-timeout", "90", service)
                 say(f"{service} was killed and is healthy again; {_counters(project)}")
