@@ -12,7 +12,7 @@ TEST_PROCESSES ?= 2
 DEMO_OPTIONS := $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports contract bench dashboards-test helm-test report dashboards up proto clean
+.PHONY: help demo test check lint types imports contract bench compose-test dashboards-test helm-test report dashboards up proto clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,10 @@ dashboards: $(READY) ## Make docs/metrics.md and the dashboards' JSON again
 
 up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
 	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))
+
+compose-test: $(READY) ## Build the images, run docker-compose.yml, and kill every service while a job trains
+	$(BIN)/hadolint deploy/docker/Dockerfile
+	$(BIN)/python deploy/checks/compose.py
 
 proto: $(READY) ## Generate the protobuf code again
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python protos/generate.py

@@ -70,6 +70,20 @@ def up(
 
 
 @app.command()
+def health(
+    address: Annotated[str, typer.Argument(help="HOST:PORT of gRPC health checks, or an http:// URL.")],
+    *,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="How long to wait for the answer.")] = 4.0,
+) -> None:
+    """Ask a process whether it serves: status 0 if it does, 1 if not. What containers are checked with."""
+    from jest_server.health_check import serves  # noqa: PLC0415 - what loads faster is checked cheaper
+
+    well, answer = serves(address, timeout_s)
+    typer.echo(answer)
+    raise typer.Exit(0 if well else 1)
+
+
+@app.command()
 def token(
     tenant: Annotated[str, typer.Argument(help="Whose token it is; a tenant sees its own jobs and no others.")],
     *,

@@ -42,12 +42,13 @@ def _panel(axes: Axes, results: Results, cost: str, label: str, unit: str) -> No
             linewidth=2.2,
             label=run.name,
         )
-    axes.axhline(
-        100 * results.reference.final.retrieval.mean,
-        color=_REFERENCE,
-        linestyle=":",
-        label="reference model, trained on the curated part",
-    )
+    if results.reference is not None:
+        axes.axhline(
+            100 * results.reference.final.retrieval.mean,
+            color=_REFERENCE,
+            linestyle=":",
+            label="reference model, trained on the curated part",
+        )
     axes.axhline(100 * results.target, color=_COLOURS["uniform"], linestyle="--", linewidth=1)
     if results.reached is not None:
         _mark(axes, results.reached, cost, unit)

@@ -2,12 +2,14 @@
 
     python trainer/examples/emoji/demo.py            # about five minutes on two cores
     python trainer/examples/emoji/demo.py --quick    # about one
+    python trainer/examples/emoji/demo.py --server HOST:PORT    # on a stack that serves reference.py's model
 
 Writes `results.json`, `curves.png` and `pairs.html`, and prints a table.
 """
 
 import argparse
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from data import prepare
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--results-dir", type=Path, default=Path("results"))
     parser.add_argument("--cache-dir", type=Path, default=Path(".cache/emoji"), help="keeps the drawn pictures")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--server", metavar="HOST:PORT", help="selector of a running stack; none: one is started here")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
     seed = arguments.seed
@@ -59,16 +62,18 @@ def main() -> None:
         )
         progress.remove_task(drawing)
         test = data.test.everything()
-        reference, taught = train_reference(data, plan, seed, test, Bar(progress, "reference", plan.reference))
-        uniform = train_uniform(data, plan, seed, test, Bar(progress, "uniform", plan.uniform))
-        with (
-            tempfile.TemporaryDirectory(prefix="jest-demo-") as folder,
-            running_stack(reference, data, Path(folder), progress.console.print) as stack,
-            Client(stack.address) as client,
-        ):
+        taught = None
+        with ExitStack() as running:
+            if arguments.server is None:
+                reference, taught = train_reference(data, plan, seed, test, Bar(progress, "reference", plan.reference))
+            uniform = train_uniform(data, plan, seed, test, Bar(progress, "uniform", plan.uniform))
+            if arguments.server is None:
+                folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="jest-demo-")))
+                stack = running.enter_context(running_stack(reference, data, folder, progress.console.print))
+            client = running.enter_context(Client(arguments.server or stack.address))
             source = served(data, plan, seed, client)
             jest = train_selected(data, plan, seed, test, source, Bar(progress, "JEST", plan.jest))
-            inference = counted_inference(stack)
+            inference = f"the stack at {arguments.server}" if arguments.server else counted_inference(stack)
 
     results = Results(plan, seed, taught, uniform, jest, inference)
     write_results(results, data, arguments.results_dir)

