@@ -97,7 +97,7 @@ def main() -> None:
             _check_prometheus(project)
         except BaseException:
             say("failed; the services' last words:")
-            print(project("logs", "--tail", "15"), flush=True)  # noqa: T201 - a check speaks to a person
+            print(project("logs", "--tail", "15"), flush=True)
             raise
         finally:
             project("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20")
@@ -149,7 +149,7 @@ def _train_while_services_die(project: Project, folder: Path, services: list[str
     command = [sys.executable, DEMO, "--quick", "--server", project.selector, "--results-dir", results]
     log = folder / "demo.log"
     with log.open("wb") as output:
-        training = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=os.environ | _ONE_THREAD)  # noqa: S603 - our own command
+        training = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=os.environ | _ONE_THREAD)
     try:
         for service in KILLED:
             if service in services:

@@ -28,7 +28,7 @@ BASES = {"PYTHON_IMAGE": "python:3.11-slim-bookworm", "REDIS_IMAGE": "redis:7-bo
 
 def say(sentence: str) -> None:
     """Tells what happens, with the seconds since the start."""
-    print(f"[{time.monotonic() - _STARTED:4.0f} s] {sentence}", flush=True)  # noqa: T201 - a check speaks to a person
+    print(f"[{time.monotonic() - _STARTED:4.0f} s] {sentence}", flush=True)
 
 
 _STARTED = time.monotonic()
@@ -36,7 +36,7 @@ _STARTED = time.monotonic()
 
 def run(*command: str | Path, **options: object) -> str:
     """Runs a command to its end and returns what it said; what it said is part of the error if it fails."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]  # noqa: S603 - our own commands
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
     if done.returncode:
         said = (done.stdout + done.stderr)[-6000:]
         raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{said}")
@@ -46,7 +46,7 @@ def run(*command: str | Path, **options: object) -> str:
 def works(*command: str | Path) -> bool:
     """Tells whether a command ends well, within a minute."""
     try:
-        return subprocess.run([str(p) for p in command], capture_output=True, timeout=60, check=False).returncode == 0  # noqa: S603 - our own commands
+        return subprocess.run([str(p) for p in command], capture_output=True, timeout=60, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -76,7 +76,7 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         for image in self.own_images:
-            subprocess.run([self.docker, "rmi", "--force", image], env=self.env, capture_output=True, check=False)  # noqa: S603 - as above
+            subprocess.run([self.docker, "rmi", "--force", image], env=self.env, capture_output=True, check=False)
         self._ending.close()
 
     def __call__(self, *arguments: str | Path) -> str:
@@ -94,10 +94,10 @@ class Engine:
         self.env["DOCKER_HOST"] = socket
         log = self._ending.enter_context((folder / "dockerd.log").open("wb"))
         options = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
-        engine = subprocess.Popen(["dockerd", *options, "--host", socket], stdout=log, stderr=log)  # noqa: S603, S607 - as above
+        engine = subprocess.Popen(["dockerd", *options, "--host", socket], stdout=log, stderr=log)
         self._ending.callback(_end, engine)
         deadline = time.monotonic() + 60
-        while subprocess.run([self.docker, "info"], env=self.env, capture_output=True, check=False).returncode:  # noqa: S603 - as above
+        while subprocess.run([self.docker, "info"], env=self.env, capture_output=True, check=False).returncode:
             if engine.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"dockerd does not come up:\n{(folder / 'dockerd.log').read_text()[-3000:]}")
             time.sleep(0.2)
@@ -128,7 +128,7 @@ class Engine:
     def _is_to_be_had(self, image: str) -> bool:
         try:
             command = [self.docker, "pull", "--quiet", image]
-            return not subprocess.run(command, env=self.env, capture_output=True, timeout=120, check=False).returncode  # noqa: S603 - as above
+            return not subprocess.run(command, env=self.env, capture_output=True, timeout=120, check=False).returncode
         except subprocess.TimeoutExpired:
             return False
 
