@@ -26,6 +26,7 @@ TARGETS = {
     "selector-cpu": "selector",
     "triton-cpu": "triton-cpu",
     "demo": "demo",
+    "conformance": "conformance",
 }
 KILLED = ("scorer", "selector", "triton", "redis-cache", "redis", "control", "prometheus")
 DEMO = ROOT / "trainer" / "examples" / "emoji" / "demo.py"
@@ -142,6 +143,10 @@ def _check_conformance(project: Project) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance"]
     said = run(*command, "--server", project.selector, cwd=ROOT)
     say(f"conformance: {said.strip().splitlines()[-1]}")
+    image, network = f"jest-server/conformance:{project.engine.tag}", f"{project.name}_default"
+    options = ["--rm", "--read-only", "--tmpfs", "/tmp", "--network", network]
+    said = project.engine("run", *options, image, "--server", "selector:50051", "-k", "test_jobs")
+    say(f"conformance, its own image inside the network: {said.strip().splitlines()[-1]}")
 
 
 def _train_while_services_die(project: Project, folder: Path, services: list[str]) -> None:
