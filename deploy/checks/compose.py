@@ -144,7 +144,7 @@ def _check_conformance(project: Project) -> None:
     said = run(*command, "--server", project.selector, cwd=ROOT)
     say(f"conformance: {said.strip().splitlines()[-1]}")
     image, network = f"jest-server/conformance:{project.engine.tag}", f"{project.name}_default"
-    options = ["--rm", "--read-only", "--tmpfs", "/tmp", "--network", network]
+    options = ["--rm", "--read-only", "--tmpfs=/tmp", "--network", network]
     said = project.engine("run", *options, image, "--server", "selector:50051", "-k", "test_jobs")
     say(f"conformance, its own image inside the network: {said.strip().splitlines()[-1]}")
 
