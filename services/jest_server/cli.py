@@ -84,6 +84,54 @@ def health(
 
 
 @app.command()
+def size(  # noqa: PLR0913 - an argument for each option
+    *,
+    jobs: Annotated[str, typer.Option(help="Numbers of jobs, with commas between: a row for each.")] = "1,4,10,30,100",
+    data_sets: Annotated[int, typer.Option(help="Different data sets among the jobs, at most.")] = 3,
+    sub_batch: Annotated[int, typer.Option(help="Examples that a step trains on.")] = 4096,
+    filter_ratio: Annotated[float, typer.Option(help="Share of a super-batch that is left out.")] = 0.8,
+    num_chunks: Annotated[int, typer.Option(help="Chunks in which a sub-batch grows.")] = 16,
+    width: Annotated[int, typer.Option(help="Width of learner and reference embeddings.")] = 768,
+    steps_per_s: Annotated[float, typer.Option(help="Steps of each job in a second.")] = 1.0,
+    examples: Annotated[int, typer.Option(help="Examples of each data set.")] = 100_000_000,
+    cached: Annotated[float, typer.Option(help="Share of examples that are embedded already.")] = 0.9,
+    feature_bytes: Annotated[
+        int, typer.Option(help="Uploaded size of an example; 0: scorers read it by reference.")
+    ] = 0,
+    int8: Annotated[bool, typer.Option("--int8", help="The cache holds 8-bit integers.")] = False,
+    reference_examples_per_s: Annotated[
+        float, typer.Option(help="What one Triton replica embeds in a second.")
+    ] = 2000.0,
+    selector_gflops: Annotated[
+        float, typer.Option(help="What a selector's device does in a second, in 10⁹.")
+    ] = 10_000.0,
+) -> None:
+    """Tell what a deployment needs, by arithmetic on the options: replicas, memory, network. Nothing is measured."""
+    from jest_server.sizing import Load, table  # noqa: PLC0415 - needs an extra
+
+    with _telling_bad_values():
+        loads = [
+            Load(
+                jobs=number,
+                data_sets=min(data_sets, number),
+                sub_batch=sub_batch,
+                filter_ratio=filter_ratio,
+                num_chunks=num_chunks,
+                width=width,
+                steps_per_s=steps_per_s,
+                examples=examples,
+                cached=cached,
+                feature_bytes=feature_bytes,
+                precision="int8" if int8 else "float16",
+                reference_examples_per_s=reference_examples_per_s,
+                selector_flops=selector_gflops * 1e9,
+            )
+            for number in _numbers(jobs)
+        ]
+    typer.echo(table(loads))
+
+
+@app.command()
 def token(
     tenant: Annotated[str, typer.Argument(help="Whose token it is; a tenant sees its own jobs and no others.")],
     *,
