@@ -1,7 +1,8 @@
 """Runs docker-compose.yml for real: build, up, conformance, a training run while every service is killed, down.
 
-    python deploy/checks/compose.py
+    python deploy/checks/compose.py [--where-possible]
 
+With --where-possible it is no failure that no container engine can be started; it is said.
 Uses the machine's docker and registries where there are any; see engine.py for what happens where there are none.
 """
 
@@ -18,7 +19,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from engine import BASES, ROOT, Engine, run, say
+from engine import BASES, ROOT, Engine, NoEngine, run, say
 
 TARGETS = {
     "control": "control",
@@ -96,7 +97,6 @@ def main() -> None:
             _check_conformance(project)
             _train_while_services_die(project, Path(folder), services)
             _check_prometheus(project)
-            _train_in_a_container(project)
         except BaseException:
             say("failed; the services' last words:")
             print(project("logs", "--tail", "15"), flush=True)
@@ -175,13 +175,6 @@ def _train_while_services_die(project: Project, folder: Path, services: list[str
     say(f"training ended well: {counters}; {json.loads((results / 'results.json').read_text())['verdict']}")
 
 
-def _train_in_a_container(project: Project) -> None:
-    """What `docker compose --profile demo up trainer` does, with fewer steps."""
-    where = ["--server", "selector:50051", "--cache-dir", "/tmp/emoji", "--results-dir", "/results"]  # noqa: S108 - its own
-    said = project("--profile", "demo", "run", "--rm", "--no-deps", "--no-TTY", "trainer", "--quick", *where)
-    say(f"the demo's own container trains too: {said.strip().splitlines()[-1]}")
-
-
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -240,4 +233,8 @@ def _expect(right: object, otherwise: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NoEngine as error:
+        say(f"NOT RUN: {error}")
+        sys.exit(0 if "--where-possible" in sys.argv else 1)

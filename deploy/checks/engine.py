@@ -26,6 +26,10 @@ CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 BASES = {"PYTHON_IMAGE": "python:3.11-slim-bookworm", "REDIS_IMAGE": "redis:7-bookworm"}
 
 
+class NoEngine(Exception):
+    """There is no docker here, and none can be started."""
+
+
 def say(sentence: str) -> None:
     """Tells what happens, with the seconds since the start."""
     print(f"[{time.monotonic() - _STARTED:4.0f} s] {sentence}", flush=True)
@@ -86,7 +90,10 @@ class Engine:
     def _start_own(self) -> None:
         say("no docker answers: starting one of our own")
         if not shutil.which("dockerd") or not Path("/usr/bin/docker").exists() or not shutil.which("iptables"):
-            _apt("docker.io", "iptables")
+            try:
+                _apt("docker.io", "iptables")
+            except SystemExit as error:
+                raise NoEngine(f"docker.io cannot be installed: {error}") from error
         self.docker = "/usr/bin/docker"  # the engine's own age: a younger one may lack its builder
         folder = Path(tempfile.mkdtemp(prefix="jest-docker-"))
         self._ending.callback(run, "rm", "-rf", folder)
@@ -99,7 +106,7 @@ class Engine:
         deadline = time.monotonic() + 60
         while subprocess.run([self.docker, "info"], env=self.env, capture_output=True, check=False).returncode:
             if engine.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"dockerd does not come up:\n{(folder / 'dockerd.log').read_text()[-3000:]}")
+                raise NoEngine(f"dockerd does not come up:\n{(folder / 'dockerd.log').read_text()[-3000:]}")
             time.sleep(0.2)
 
     def _find_bases(self) -> None:
