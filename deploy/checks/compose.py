@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ import urllib.request
 from pathlib import Path
 
 from engine import BASES, ROOT, Engine, NoEngine, run, say
+
+from jest_server.embedded.process import free_port
 
 TARGETS = {
     "control": "control",
@@ -43,7 +44,7 @@ class Project:
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
         self.name = f"jest-{engine.tag}"
-        self.ports = {name: _free_port() for name in ("SELECTOR", "CONTROL", "PROMETHEUS", "GRAFANA")}
+        self.ports = {name: free_port() for name in ("SELECTOR", "CONTROL", "PROMETHEUS", "GRAFANA")}
         settings = {
             "JEST_VERSION": engine.tag,
             "TRITON_IMAGE": f"jest-server/triton-cpu:{engine.tag}",
@@ -219,12 +220,6 @@ def _check_nothing_left(project: Project) -> None:
 def _get(url: str) -> dict[str, object]:
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own loopback URL
         return dict(json.load(answer))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _expect(right: object, otherwise: str) -> None:
