@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import custom
 import jsonschema
 import kubernetes_validate
 import yaml
@@ -33,10 +34,6 @@ KUBERNETES = ("1.30", "1.34", "1.37")
 """The oldest that Chart.yaml admits, one between, and the newest whose schema there is."""
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
-_CUSTOM = {
-    json.loads(path.read_text())["properties"]["kind"]["const"]: json.loads(path.read_text())
-    for path in sorted((HERE / "schemas").glob("*.json"))
-}
 _NAMESPACE = "jest"
 _NOT_OF_TESTS = {
     "checkov.io/skip1": "CKV_K8S_8=a test ends by itself, and has a deadline",
@@ -68,7 +65,7 @@ def main() -> None:
             _policies(helm, scenarios)
     _shared_files(rendered)
     _hand_over(rendered)
-    unseen = set(_CUSTOM) - seen
+    unseen = set(custom.SCHEMAS) - seen
     if unseen and not ("PrometheusRule" in unseen and not list((CHART / "rules").glob("*.yaml"))):
         _fail(f"no scenario makes a {', '.join(sorted(unseen))}")
     print(f"kinds: {', '.join(sorted(seen))}")
@@ -134,8 +131,8 @@ def _valid(helm: str, package: Path, scenario: Path, kubernetes: str) -> list[Ob
     for item in objects:
         name = f"{item['kind']}/{item['metadata']['name']}"
         try:
-            if item["kind"] in _CUSTOM:
-                jsonschema.validate(item, _CUSTOM[item["kind"]])
+            if item["kind"] in custom.SCHEMAS:
+                custom.validate(item)
             else:
                 kubernetes_validate.validate(item, kubernetes, strict=True)
         except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
