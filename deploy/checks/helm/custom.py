@@ -33,7 +33,9 @@ def _closed(schema: Any) -> Any:
         return schema
     closed = {name: _closed(inner) for name, inner in schema.items()}
     if isinstance(closed.get("pattern"), str):
-        closed["pattern"] = closed["pattern"].replace("^(?i)", "(?i)^")  # Go's flags may stand anywhere, Python's in front
+        closed["pattern"] = closed["pattern"].replace(
+            "^(?i)", "(?i)^"
+        )  # Go's flags may stand anywhere, Python's in front
     if closed.get("properties"):
         closed.setdefault("additionalProperties", False)
     return closed
