@@ -97,6 +97,7 @@ def main() -> None:
             _check_hardening(project)
             _check_conformance(project)
             _train_while_services_die(project, Path(folder), services)
+            _check_trainer(project)
             _check_prometheus(project)
         except BaseException:
             say("failed; the services' last words:")
@@ -197,6 +198,13 @@ def _wait_for_steps(project: Project, training: subprocess.Popen[bytes], log: Pa
         _expect(training.poll() is None, f"training ended before every service was killed:\n{log.read_text()[-4000:]}")
         _expect(time.monotonic() < deadline, f"the job stands still at {before} decisions:\n{log.read_text()[-4000:]}")
         time.sleep(0.2)
+
+
+def _check_trainer(project: Project) -> None:
+    """The demo as `docker compose --profile demo up` runs it, but short, and without its figures."""
+    options = ["--quick", "--server", "selector:50051", "--cache-dir", "/tmp/emoji", "--results-dir", "/results"]  # noqa: S108 - the container's own
+    project("--profile", "demo", "run", "--rm", "--no-deps", "--no-TTY", "trainer", *options)
+    say("the demo trained in its own container")
 
 
 def _check_prometheus(project: Project) -> None:

