@@ -82,7 +82,7 @@ up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
 
 compose-test: $(READY) ## Build the images, run docker-compose.yml, and kill every service while a job trains
 	$(BIN)/hadolint deploy/docker/Dockerfile
-	$(BIN)/python deploy/checks/compose.py $(if $(WHERE_POSSIBLE),--where-possible)
+	PYTHONPATH=tests $(BIN)/python deploy/checks/compose.py $(if $(WHERE_POSSIBLE),--where-possible)
 
 proto: $(READY) ## Generate the protobuf code again
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python protos/generate.py

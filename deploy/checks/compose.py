@@ -11,16 +11,20 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 
 from engine import BASES, ROOT, Engine, NoEngine, run, say
 
 from jest_server.embedded.process import free_port
+from support.certificates import make_authority, sign
 
 TARGETS = {
     "control": "control",
@@ -56,6 +60,11 @@ class Project:
         self._settings = folder / "env"
         self._settings.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         self.env = {name: value for name, value in engine.env.items() if name not in settings}
+
+    def set(self, **settings: object) -> None:
+        """Goes on with further settings; running containers keep theirs."""
+        with self._settings.open("a") as file:
+            file.writelines(f"{name}={value}\n" for name, value in settings.items())
 
     def __call__(self, *arguments: str) -> str:
         options = ["--project-name", self.name, "--env-file", str(self._settings), "--progress", "plain"]
@@ -99,6 +108,7 @@ def main() -> None:
             _train_while_services_die(project, Path(folder), services)
             _check_trainer(project)
             _check_prometheus(project)
+            _check_tls_and_tokens(project, Path(folder))
         except BaseException:
             say("failed; the services' last words:")
             print(project("logs", "--tail", "15"), flush=True)
@@ -143,13 +153,16 @@ def _check_hardening(project: Project) -> None:
 
 
 def _check_conformance(project: Project) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance"]
-    said = run(*command, "--server", project.selector, cwd=ROOT)
-    say(f"conformance: {said.strip().splitlines()[-1]}")
+    say(f"conformance: {_conformance(project)}")
     image, network = f"jest-server/conformance:{project.engine.tag}", f"{project.name}_default"
     options = ["--rm", "--read-only", "--tmpfs=/tmp", "--network", network]
     said = project.engine("run", *options, image, "--server", "selector:50051", "-k", "test_jobs")
     say(f"conformance, its own image inside the network: {said.strip().splitlines()[-1]}")
+
+
+def _conformance(project: Project, *options: str | Path) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance"]
+    return run(*command, "--server", project.selector, *options, cwd=ROOT).strip().splitlines()[-1]
 
 
 def _train_while_services_die(project: Project, folder: Path, services: list[str]) -> None:
@@ -216,6 +229,36 @@ def _check_prometheus(project: Project) -> None:
         answer = _get(f"http://127.0.0.1:{project.ports['PROMETHEUS']}/api/v1/query?query=up==1")
         up = {result["metric"]["job"] for result in answer["data"]["result"]}  # type: ignore[index, call-overload]
     say("Prometheus scrapes selector, scorer, control and triton")
+
+
+def _check_tls_and_tokens(project: Project, folder: Path) -> None:
+    """The stack as docs/compose.md opens it to other machines."""
+    secrets_folder = folder / "secrets"
+    secrets_folder.mkdir()
+    authority = make_authority(folder)
+    sign(authority, secrets_folder, "tls")
+    token = folder / "token"
+    making = [Path(sys.executable).with_name("jest-server"), "token", "vision", "--id", "check", "--days", "1"]
+    token.write_text(run(*making, "--file", secrets_folder / "tokens.json"))
+    for file in secrets_folder.iterdir():
+        file.chmod(0o644)  # user 10001 reads them
+    project.set(
+        JEST_ALLOW_INSECURE="false",
+        SECRETS_DIR=secrets_folder,
+        JEST_TOKENS_FILE="/run/jest/tokens.json",
+        JEST_TLS_CERTIFICATE="/run/jest/tls.pem",
+        JEST_TLS_KEY="/run/jest/tls.key",
+    )
+    project("up", "--detach", "--no-build", "--no-deps", "--wait", "selector", "scorer", "control")
+    said = _conformance(project, "--ca", authority.certificate, "--token-file", token)
+    say(f"conformance, with TLS and a token: {said}")
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+    try:
+        urllib.request.urlopen(f"https://127.0.0.1:{project.ports['CONTROL']}/v1/jobs", timeout=5, context=trusting)
+    except urllib.error.HTTPError as error:
+        _expect(error.code == HTTPStatus.UNAUTHORIZED, f"control answers {error.code} to a call without a token")
+    else:
+        _expect(right=False, otherwise="control answers a call without a token")
 
 
 def _check_nothing_left(project: Project) -> None:
