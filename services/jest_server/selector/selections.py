@@ -28,7 +28,8 @@ from jest_server.model import DeadLetter, Decision
 from jest_server.selector.assembly import Outcome
 from jest_server.selector.choosing import Chosen, Inputs, Question, choose, rule
 from jest_server.selector.joining import Joined, join_reference
-from jest_server.selector.submissions import check_rank, gone
+from jest_server.selector.rows import check_rank
+from jest_server.selector.submissions import gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
