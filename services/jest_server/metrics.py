@@ -1,27 +1,25 @@
 """Every metric of every server process: one prefix, base units, and no label whose values a client can invent.
 
-The names of jobs are the one exception, and bounded: see ``JobMetrics``. docs/metrics.md is made from this file by
+The names of jobs are the one exception, and bounded: see ``job_metrics``. docs/metrics.md is made from these objects by
 `jest-server metrics`.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from jest_server.job_metrics import FALLBACKS, SELECTOR_REASONS, JobMetrics
 from jest_server.reference.observing import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
-    from jest_server.model import CacheStats, Decision, MemoryUse
+    from jest_server.model import CacheStats, DeadLetter, Decision, MemoryUse
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _NATS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_FALLBACKS = ("none", "uniform", "hard_learner")
-_SELECTOR_REASONS = ("EXPIRED", "REFERENCE_CHANGED", "UNSELECTABLE")
 _CANDIDATES = (
     *(1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1_000, 2_000, 3_000, 5_000),
     *(10_000, 30_000, 100_000, 300_000),
@@ -44,9 +42,6 @@ LABELS: Final = {
     "store": "`queue` or `cache`",
 }
 """What the labels' values are."""
-OTHER_JOBS: Final = "_other"
-"""No job can be called so: names start with a letter or a digit."""
-JOB_IDLE_S: Final = 3600.0
 
 
 class RpcMetrics:
@@ -103,122 +98,6 @@ class EmbeddingFileMetrics:
         self.rows = Gauge("jest_embedding_file_rows", "Rows of the files that are listed.", registry=registry)
 
 
-class JobMetrics:
-    """The few series that are told apart by job.
-
-    At most ``limit`` jobs have series of their own; what further ones count is added up under ``_other``, where gauges
-    are left out. Whoever knows that a job has ended calls ``forget``: its series go, and its place is free.
-    """
-
-    def __init__(self, registry: CollectorRegistry, *, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = limit
-        self._clock = clock
-        self._seen_s: dict[str, float] = {}
-        job = "jest_job"
-        self._decisions = Counter(
-            "jest_job_decisions",
-            "Decisions recorded, by the fallback that was used.",
-            [job, "fallback"],
-            registry=registry,
-        )
-        self._dead_letters = Counter(
-            "jest_job_dead_letters", "Super-batches that the selector set aside.", [job, "reason"], registry=registry
-        )
-        self._loaded = Counter(
-            "jest_job_examples_loaded", "Examples in decided super-batches.", [job], registry=registry
-        )
-        self._selected = Counter(
-            "jest_job_examples_selected", "Examples chosen for training.", [job], registry=registry
-        )
-        self._hits = Counter(
-            "jest_job_reference_cache_hits", "Reference embeddings that needed no inference.", [job], registry=registry
-        )
-        self._inferences = Counter(
-            "jest_job_reference_inferences", "Reference embeddings that were computed.", [job], registry=registry
-        )
-        self._stages = Counter(
-            "jest_job_stage_seconds", "Time in each stage of its selections.", [job, "stage"], registry=registry
-        )
-        self._steps = Counter(
-            "jest_job_trainer_seconds",
-            "Where its ranks' time went, as they tell: see jest_trainer_step_seconds.",
-            [job, "phase"],
-            registry=registry,
-        )
-        self._perplexity = Gauge(
-            "jest_job_sampling_perplexity",
-            "Effective number of candidates, mean over the chunks of the last decision.",
-            [job],
-            registry=registry,
-        )
-        self._learnability = Gauge(
-            "jest_job_learnability",
-            "Learnability of a row's own pair in nats, mean of the rows that the last decision chose or dropped.",
-            [job, "rows"],
-            registry=registry,
-        )
-        self._ranks = Gauge("jest_job_ranks", "Ranks that train.", [job], registry=registry)
-
-    @property
-    def named(self) -> frozenset[str]:
-        """The jobs that have series of their own."""
-        return frozenset(self._seen_s)
-
-    def is_idle(self, job: str) -> bool:
-        """Whether nothing was heard of a job for so long that its place is better used by another."""
-        return self._clock() - self._seen_s.get(job, 0.0) > JOB_IDLE_S
-
-    def decided(
-        self, decision: Decision, stages_s: Mapping[str, float], learnability: tuple[float, float] | None
-    ) -> None:
-        """Counts a decision; ``learnability`` is that of chosen and dropped rows, where they were chosen by it."""
-        job = self._label(decision.job)
-        self._decisions.labels(job, decision.fallback or "none").inc()
-        self._loaded.labels(job).inc(decision.super_batch_size)
-        self._selected.labels(job).inc(decision.sub_batch_size)
-        self._hits.labels(job).inc(decision.cache_hits)
-        self._inferences.labels(job).inc(decision.reference_inferences)
-        for stage, seconds in stages_s.items():
-            self._stages.labels(job, stage).inc(seconds)
-        if job == OTHER_JOBS:
-            return
-        self._ranks.labels(job).set(len(decision.positions))
-        if decision.perplexity:
-            self._perplexity.labels(job).set(sum(decision.perplexity) / len(decision.perplexity))
-        if learnability is not None:
-            for rows, value in zip(("chosen", "dropped"), learnability, strict=True):
-                self._learnability.labels(job, rows).set(value)
-
-    def dead_lettered(self, job: str, reason: str) -> None:
-        """Counts a super-batch that was set aside."""
-        self._dead_letters.labels(self._label(job), reason).inc()
-
-    def stepped(self, job: str, phases_s: Mapping[str, float]) -> None:
-        """Counts where the time of one rank's step went."""
-        label = self._label(job)
-        for phase, seconds in phases_s.items():
-            self._steps.labels(label, phase).inc(seconds)
-
-    def forget(self, job: str) -> None:
-        """Removes the series of a job that has ended."""
-        if self._seen_s.pop(job, None) is None:
-            return
-        for metric in vars(self).values():
-            if isinstance(metric, Counter | Gauge):
-                metric.remove_by_labels({"jest_job": job})
-
-    def _label(self, job: str) -> str:
-        if job not in self._seen_s:
-            if len(self._seen_s) >= self._limit:
-                return OTHER_JOBS
-            for fallback in _FALLBACKS:
-                self._decisions.labels(job, fallback)
-            for reason in _SELECTOR_REASONS:
-                self._dead_letters.labels(job, reason)
-        self._seen_s[job] = self._clock()
-        return job
-
-
 class SelectorMetrics:
     """What the selector knows; at most ``max_jobs`` jobs have series of their own."""
 
@@ -242,8 +121,8 @@ class SelectorMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        _start_at_zero(self.decisions, _FALLBACKS)
-        _start_at_zero(self.dead_letters, _SELECTOR_REASONS)
+        _start_at_zero(self.decisions, FALLBACKS)
+        _start_at_zero(self.dead_letters, SELECTOR_REASONS)
         self.examples_loaded = Counter(
             "jest_selector_examples_loaded", "Examples in decided super-batches.", registry=registry
         )
@@ -296,6 +175,36 @@ class SelectorMetrics:
         self.queue_age = Gauge(
             "jest_queue_oldest_age_seconds", "Age of the oldest shard queued or being scored.", registry=registry
         )
+
+    def decided(
+        self, decision: Decision, stages_s: Mapping[str, float], learnability: tuple[float, float] | None
+    ) -> None:
+        """Counts a decision; ``learnability`` is that of chosen and dropped rows, where they were chosen by it."""
+        self.decisions.labels(decision.fallback or "none").inc()
+        self.jobs.decided(decision, stages_s, learnability)
+        if learnability is not None:
+            chosen, dropped = learnability
+            self.learnability.observe(max(0.0, chosen - dropped))
+        for stage, seconds in stages_s.items():
+            self.stage.labels(stage).observe(seconds)
+        self.examples_loaded.inc(decision.super_batch_size)
+        self.examples_selected.inc(decision.sub_batch_size)
+        self.cache_hits.inc(decision.cache_hits)
+        self.inferences.inc(decision.reference_inferences)
+        for perplexity in decision.perplexity:
+            self.perplexity.observe(perplexity)
+
+    def dead_lettered(self, letter: DeadLetter) -> None:
+        """Counts a super-batch that was set aside."""
+        self.dead_letters.labels(letter.reason).inc()
+        self.jobs.dead_lettered(letter.job, letter.reason)
+
+    def stepped(self, job: str, phases_s: Mapping[str, float]) -> None:
+        """Counts where the time of one rank's step went."""
+        self.steps.inc()
+        for phase, seconds in phases_s.items():
+            self.step_seconds.labels(phase).inc(seconds)
+        self.jobs.stepped(job, phases_s)
 
     def observe_memory(self, queue: MemoryUse, cache: CacheStats) -> None:
         """Keeps what the two stores say of themselves."""

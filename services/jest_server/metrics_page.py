@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from jest_server import metrics
+from jest_server import job_metrics, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +17,7 @@ PROCESSES: Final[dict[str, Callable[[CollectorRegistry], object]]] = {
     "scorer": metrics.ScorerMetrics,
     "control": metrics.ControlMetrics,
 }
+_MODULES: Final = (metrics.__name__, job_metrics.__name__)
 _HEAD: Final = """\
 # Metrics
 
@@ -74,7 +75,7 @@ def _metrics_in(made: object) -> Iterator[MetricWrapperBase]:
     for value in vars(made).values():
         if isinstance(value, MetricWrapperBase):
             yield value
-        elif type(value).__module__ == metrics.__name__:
+        elif type(value).__module__ in _MODULES:
             yield from _metrics_in(value)
 
 

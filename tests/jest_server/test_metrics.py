@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from jest_server import metrics_page
-from jest_server.metrics import JOB_IDLE_S, LABELS, OTHER_JOBS, JobMetrics, ScorerMetrics, SelectorMetrics
+from jest_server.job_metrics import JOB_IDLE_S, OTHER_JOBS, JobMetrics
+from jest_server.metrics import LABELS, ScorerMetrics, SelectorMetrics
 from jest_server.model import CacheStats, MemoryUse
 from support.super_batches import decision
 

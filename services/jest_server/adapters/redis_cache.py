@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jest_server.embedding_codec import Precision
     from jest_server.model import ReferenceInfo
     from jest_server.ports import EmbeddingCache
+    from jest_server.settings import ProcessSettings
 
 _BATCH = 1000
 
@@ -49,6 +50,11 @@ class RedisEmbeddingCache:
     ) -> RedisEmbeddingCache:
         """Connects lazily; ``shared`` tells whether tenants share what they put there."""
         return cls(connect(url), ttl_s=ttl_s, precision=precision, shared=shared)
+
+    @classmethod
+    def from_settings(cls, settings: ProcessSettings) -> RedisEmbeddingCache:
+        """Connects lazily to the cache that every process of a deployment shares."""
+        return cls.from_url(settings.cache_url, precision=settings.cache_precision, shared=settings.share_cache)
 
     def of_job(self, job: str) -> EmbeddingCache:
         """See the port."""

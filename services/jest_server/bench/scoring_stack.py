@@ -19,6 +19,8 @@ from jest_server.embedded.valkey import ValkeyServer, executables
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from jest_server.embedded.process import Part
+
 REFERENCE_MODEL = "jest_reference"
 NEVER_AGAIN_S = 3600.0
 """Between probes of the reference model: the first is before anything is counted, and there shall be no other."""
@@ -116,6 +118,6 @@ class ScoringStack:
         counts = [s.value for s in samples if s.name.startswith(COUNT) and s.labels.get("model") == REFERENCE_MODEL]
         return int(sum(counts))
 
-    def _start(self, part: ValkeyServer | TritonServer | OwnProcess) -> None:
+    def _start(self, part: Part) -> None:
         self._exit.callback(part.stop)
         part.start()

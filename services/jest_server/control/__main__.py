@@ -96,9 +96,7 @@ def main(settings: ControlSettings | None = None) -> None:
 
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
-        cache = RedisEmbeddingCache.from_url(
-            settings.cache_url, precision=settings.cache_precision, shared=settings.share_cache
-        )
+        cache = RedisEmbeddingCache.from_settings(settings)
         await serve(settings, store, cache, serving.stop_on_signals())
 
     asyncio.run(run())

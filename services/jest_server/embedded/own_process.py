@@ -10,35 +10,26 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from jest_server.embedded.process import LOOPBACK, ServerProcess, free_port
+from jest_server.embedded.process import LOOPBACK, Part, ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 START_TIMEOUT_S = 60.0
+STOP_GRACE_S = 20.0
 _CHECK_TIMEOUT_S = 1.0
 
 
-class OwnProcess:
+class OwnProcess(Part):
     """Runs ``python -m MODULE`` with JEST_* settings on ports that stay the same over restarts."""
 
     def __init__(self, name: str, module: str, log: Path, settings: Mapping[str, object], *, port: int = 0) -> None:
+        super().__init__(ServerProcess(name, log), stop_grace_s=STOP_GRACE_S)
         self._module = module
         self._settings = settings
-        self._process = ServerProcess(name, log)
         self.port = port or free_port()
         self.metrics_port = free_port()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the running process."""
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """True while the process runs."""
-        return self._process.alive
 
     def start(self) -> None:
         """Runs the process and returns once it serves.
@@ -54,14 +45,6 @@ class OwnProcess:
         env = os.environ | {f"JEST_{name.upper()}": str(value) for name, value in settings.items()}
         command = [sys.executable, "-m", self._module]
         self._process.start(command, ready=self._serves, timeout_s=START_TIMEOUT_S, env=env)
-
-    def stop(self) -> None:
-        """Lets it drain, then ends it."""
-        self._process.stop(grace_s=20.0)
-
-    def kill(self) -> None:
-        """Ends it with SIGKILL."""
-        self._process.kill()
 
     def _serves(self) -> bool:
         with grpc.insecure_channel(f"{LOOPBACK}:{self.port}") as channel:

@@ -1,4 +1,4 @@
-"""One server process of somebody else's making: started with a log file, watched until it is ready, ended by its pid.
+"""One server process, ours or somebody else's: started with a log file, watched until it is ready, ended by its pid.
 
 On Linux it gets SIGTERM when the process that started it dies, however that happens.
 """
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +128,40 @@ class ServerProcess:
             log.seek(max(log_start, self._log.stat().st_size - _LOG_TAIL_BYTES))
             said = log.read().decode(errors="replace").strip()
         return f"; {self._log} ends with:\n{said}" if said else f"; {self._log} is empty"
+
+
+class Part(ABC):
+    """A server that knows its own command and keeps its ports and files over ``stop`` and ``start``."""
+
+    def __init__(self, process: ServerProcess, *, stop_grace_s: float) -> None:
+        self._process = process
+        self._stop_grace_s = stop_grace_s
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """True while the process runs; what it serves may be dead all the same."""
+        return self._process.alive
+
+    @abstractmethod
+    def start(self) -> None:
+        """Runs the server and returns once it is ready.
+
+        Raises:
+            ServerStartError: If it does not come up; the message ends with its log.
+        """
+
+    def stop(self) -> None:
+        """Lets the server finish what it has in hand, then ends it."""
+        self._process.stop(self._stop_grace_s)
+
+    def kill(self) -> None:
+        """Ends the server with SIGKILL."""
+        self._process.kill()
 
 
 def _tied(command: Sequence[str | Path]) -> list[str]:

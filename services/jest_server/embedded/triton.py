@@ -18,7 +18,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from jest_server.embedded.process import LOOPBACK, ServerProcess, ServerStartError, free_port
+from jest_server.embedded.process import LOOPBACK, Part, ServerProcess, ServerStartError, free_port
 
 STOP_GRACE_S = 15.0
 """Triton finishes requests in hand and ends its backends; two torch models take up to six seconds."""
@@ -28,7 +28,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-class TritonServer:
+class TritonServer(Part):
     """One server on one model repository; it keeps its ports over ``stop`` and ``start``."""
 
     def __init__(self, repository: Path, work_dir: Path, *, start_timeout_s: float = 60.0) -> None:
@@ -39,12 +39,12 @@ class TritonServer:
             work_dir: Holds the log, and the backend's folder while the server runs; made if absent.
             start_timeout_s: Deadline for all models being loaded.
         """
+        super().__init__(ServerProcess("tritonserver", work_dir / "triton.log"), stop_grace_s=STOP_GRACE_S)
         self._repository = repository
         self._backends = work_dir / "triton-backends"
         self._start_timeout_s = start_timeout_s
         self._ports = {"http": 0, "grpc": 0, "metrics": 0}
         self._id = f"jest-{uuid.uuid4().hex}"
-        self._process = ServerProcess("tritonserver", work_dir / "triton.log")
 
     @staticmethod
     def available() -> str | None:
@@ -72,16 +72,6 @@ class TritonServer:
         """Where Prometheus metrics are."""
         return f"http://{LOOPBACK}:{self._ports['metrics']}/metrics"
 
-    @property
-    def pid(self) -> int:
-        """Process id of the running server."""
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """True while the server's process runs; its models may be dead all the same."""
-        return self._process.alive
-
     def start(self) -> None:
         """Runs the server and returns once every model is loaded.
 
@@ -107,12 +97,12 @@ class TritonServer:
 
     def stop(self) -> None:
         """Lets requests in hand finish, ends the server, and removes its shared memory and its backend's folder."""
-        self._process.stop(STOP_GRACE_S)
+        super().stop()
         self._remove_traces()
 
     def kill(self) -> None:
         """Ends the server and its backends with SIGKILL, and removes what they leave behind."""
-        self._process.kill()
+        super().kill()
         self._remove_traces()
 
     def _command(self, folder: Path) -> list[str | Path]:

@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import typer
 
@@ -30,25 +30,11 @@ from jest_server.reference.repository import read_config
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from jest_server.embedded.process import Part
+
 WATCH_S = 0.2
 START_ATTEMPTS = 5
 """A part that cannot be started again after so many attempts ends the whole stack."""
-
-
-class Part(Protocol):
-    """What the stack needs of each of its parts."""
-
-    @property
-    def pid(self) -> int: ...
-
-    @property
-    def alive(self) -> bool: ...
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def kill(self) -> None: ...
 
 
 class Stack:

@@ -9,7 +9,7 @@ import socket
 import stat
 from pathlib import Path
 
-from jest_server.embedded.process import LOOPBACK, ServerProcess, ServerStartError, free_port
+from jest_server.embedded.process import LOOPBACK, Part, ServerProcess, ServerStartError, free_port
 
 START_TIMEOUT_S = 10.0
 STOP_GRACE_S = 5.0
@@ -29,7 +29,7 @@ def executables() -> dict[str, Path]:
     return found
 
 
-class ValkeyServer:
+class ValkeyServer(Part):
     """One server; it keeps its port and its files over ``stop`` and ``start``."""
 
     def __init__(
@@ -52,6 +52,7 @@ class ValkeyServer:
             max_memory_policy: What happens at ``max_memory_bytes``; a queue must be "noeviction".
             max_memory_bytes: 0 means no limit.
         """
+        super().__init__(ServerProcess("valkey-server", data_dir / "valkey.log"), stop_grace_s=STOP_GRACE_S)
         self._executable = executable
         self._data_dir = data_dir
         self.port = port
@@ -61,7 +62,6 @@ class ValkeyServer:
             "maxmemory": str(max_memory_bytes),
             "maxmemory-policy": max_memory_policy,
         }
-        self._process = ServerProcess("valkey-server", data_dir / "valkey.log")
 
     @staticmethod
     def available() -> str | None:
@@ -74,16 +74,6 @@ class ValkeyServer:
     def url(self) -> str:
         """Where clients connect, without a database number."""
         return f"redis://{LOOPBACK}:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """Process id of the running server."""
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """True while the process runs."""
-        return self._process.alive
 
     def start(self) -> None:
         """Runs the server and returns once it answers PING.
@@ -102,14 +92,6 @@ class ValkeyServer:
         command: list[str | Path] = [executable]
         command += [word for name, value in options.items() for word in (f"--{name}", value)]
         self._process.start(command, ready=self._answers, timeout_s=START_TIMEOUT_S)
-
-    def stop(self) -> None:
-        """Ends the server; what was written stays in ``data_dir`` if it is append-only."""
-        self._process.stop(STOP_GRACE_S)
-
-    def kill(self) -> None:
-        """Ends the server with SIGKILL."""
-        self._process.kill()
 
     def _answers(self) -> bool:
         with socket.create_connection((LOOPBACK, self.port), timeout=_PING_TIMEOUT_S) as connection:

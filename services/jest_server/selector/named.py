@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jest_server.model import ReferenceInfo
-    from jest_server.selector.submissions import Rows
+    from jest_server.selector.rows import Rows
     from jest_server.sources import AllowedSources
 
 

@@ -28,7 +28,8 @@ from jest_server.model import DeadLetter, Decision
 from jest_server.selector.assembly import Outcome
 from jest_server.selector.choosing import Chosen, Inputs, Question, choose, rule
 from jest_server.selector.joining import Joined, join_reference
-from jest_server.selector.submissions import check_rank, gone
+from jest_server.selector.rows import check_rank
+from jest_server.selector.submissions import gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -186,17 +187,14 @@ class Selections:
         letters = await self._store.dead_letter_overdue(now_s=time.time())
         letters += await self._store.dead_letter_unserved(grace_s=UNSERVED_GRACE_S, now_s=time.time())
         for letter in letters:
-            self._count(letter)
+            self._metrics.dead_lettered(letter)
             _log.warning(
                 "super-batch set aside", job=letter.job, super_batch=letter.super_batch_id, reason=letter.reason
             )
 
     def stepped(self, call: Call, phases_s: Mapping[str, float]) -> None:
         """Counts where the time of a rank's step went, as its trainer tells."""
-        self._metrics.steps.inc()
-        for phase, seconds in phases_s.items():
-            self._metrics.step_seconds.labels(phase).inc(seconds)
-        self._metrics.jobs.stepped(call.job, phases_s)
+        self._metrics.stepped(call.job, phases_s)
 
     async def forget_ended_jobs(self) -> None:
         """Removes the series of jobs that are not there any more, or that nothing was heard of for long."""
@@ -379,32 +377,14 @@ class Selections:
             at_s=time.time(),
         )
         if await self._store.dead_letter(letter):
-            self._count(letter)
+            self._metrics.dead_lettered(letter)
         return DeadLettered(
             f"super-batch {assembly.super_batch_id!r} of job {assembly.job!r} was set aside: {detail}",
             {"job": assembly.job, "super_batch_id": assembly.super_batch_id},
         )
 
-    def _count(self, letter: DeadLetter) -> None:
-        self._metrics.dead_letters.labels(letter.reason).inc()
-        self._metrics.jobs.dead_lettered(letter.job, letter.reason)
-
     def _observe(self, decision: Decision, learnability: tuple[float, float] | None, *, record_s: float) -> None:
-        metrics = self._metrics
-        metrics.decisions.labels(decision.fallback or "none").inc()
-        stages_s = {**decision.timings_s, "record": record_s}
-        metrics.jobs.decided(decision, stages_s, learnability)
-        if learnability is not None:
-            chosen, dropped = learnability
-            metrics.learnability.observe(max(0.0, chosen - dropped))
-        for stage, seconds in stages_s.items():
-            metrics.stage.labels(stage).observe(seconds)
-        metrics.examples_loaded.inc(decision.super_batch_size)
-        metrics.examples_selected.inc(decision.sub_batch_size)
-        metrics.cache_hits.inc(decision.cache_hits)
-        metrics.inferences.inc(decision.reference_inferences)
-        for perplexity in decision.perplexity:
-            metrics.perplexity.observe(perplexity)
+        self._metrics.decided(decision, {**decision.timings_s, "record": record_s}, learnability)
         if decision.fallback:
             _log.warning("fallback used", fallback=decision.fallback, reason=decision.fallback_reason)
 

@@ -19,8 +19,9 @@ from jest_server.security import tenants
 from jest_server.selector import wire
 from jest_server.selector.learner_header import EMBEDDINGS, LEARNER_DATATYPES, check_header, digest_of
 from jest_server.selector.receiving import LearnerReceiver, announced_bytes, receive_tensors
+from jest_server.selector.rows import Rows
 from jest_server.selector.selections import Call
-from jest_server.selector.submissions import Rows, Upload
+from jest_server.selector.uploads import Upload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

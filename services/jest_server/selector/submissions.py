@@ -4,61 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from jest_proto import tracing
-from jest_proto.tensors import as_numpy, content_digest
-from jest_server import records
+from jest_proto.tensors import content_digest
 from jest_server.errors import Conflict, DeadLettered, InvalidField, SuperBatchUnknown
-from jest_server.jobs import policy_of
-from jest_server.model import MAX_KEY_BYTES, Shard, Submission, SubmitStatus, UploadStatus
+from jest_server.model import SubmitStatus, UploadStatus
 from jest_server.selector.bounds import Bounds
 from jest_server.selector.named import check_sources, shards_of_sources
+from jest_server.selector.rows import check_rank, submission_of
+from jest_server.selector.uploads import check_upload, shards_of_upload
 from jest_server.sources import AllowedSources
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jest_proto.tensors import Bytes
-    from jest_proto.v1 import tensors_pb2
     from jest_server.jobs import Jobs
-    from jest_server.model import JobSpec, ReferenceInfo, SuperBatch
+    from jest_server.model import JobSpec, ReferenceInfo, Submission, SuperBatch
     from jest_server.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.selector.rows import Rows
+    from jest_server.selector.uploads import Upload
     from jest_server.settings import SelectorSettings
 
 _FULL = {
     *(SubmitStatus.JOB_FULL, SubmitStatus.TENANT_FULL, SubmitStatus.SERVER_FULL),
     *(UploadStatus.JOB_FULL, UploadStatus.TENANT_FULL, UploadStatus.SERVER_FULL),
 }
-_MAX_LABEL_BYTES = 256
 _THREAD_FROM_KEYS = 4096
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One rank's rows of a super-batch as it submits them; see the contract for what is optional."""
-
-    job: str
-    super_batch_id: str
-    rank: int
-    world_size: int
-    keys: tuple[str, ...]
-    step: int | None = None
-    group_labels: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
-
-    def context(self) -> dict[str, str]:
-        """Returns the ids for errors."""
-        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
-
-    def digest(self) -> str:
-        """Names the content."""
-        sources = (self.sources,) if self.sources else ()
-        return content_digest((), self.world_size, self.keys, self.step, self.group_labels, *sources)
 
 
 @dataclass(frozen=True)
@@ -68,22 +38,6 @@ class Accepted:
     missing: tuple[int, ...]
     reference: ReferenceInfo | None
     decided: bool
-
-
-@dataclass(frozen=True)
-class Upload:
-    """The features of some of a rank's rows, complete and checked against their checksums."""
-
-    job: str
-    super_batch_id: str
-    rank: int
-    positions: tuple[int, ...]
-    specs: Sequence[tensors_pb2.TensorSpec]
-    buffers: Sequence[Bytes]
-
-    def context(self) -> dict[str, str]:
-        """Returns the ids for errors."""
-        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
 
 
 class Submissions:
@@ -158,7 +112,7 @@ class Submissions:
             raise InvalidField(
                 f"job {upload.job!r} has no reference model: expected no uploads", context, field_name="job"
             )
-        self._check_upload(upload, len(submission.keys), super_batch.reference)
+        check_upload(upload, len(submission.keys), super_batch.reference)
         earlier = super_batch.uploads.get(upload.rank, {})
         clash = {p for d, positions in earlier.items() if d != digest for p in positions} & set(upload.positions)
         if clash:
@@ -170,7 +124,14 @@ class Submissions:
             digest=digest,
             positions=upload.positions,
             limits=self._bounds.features,
-            shards=await asyncio.to_thread(self._shards, upload, submission, super_batch.reference, digest),
+            shards=await asyncio.to_thread(
+                shards_of_upload,
+                upload,
+                submission.keys,
+                super_batch.reference,
+                digest,
+                shard_examples=self._settings.shard_examples,
+            ),
         )
         if status is UploadStatus.GONE:
             return await self._upload_without_super_batch(upload)
@@ -232,7 +193,7 @@ class Submissions:
 
     def _checked(self, rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> Submission:
         check_sources(rows, self._allowed)
-        return _submission(rows, spec, reference)
+        return submission_of(rows, spec, reference)
 
     async def _queue_named(self, rows: Rows, positions: tuple[int, ...], reference: ReferenceInfo) -> None:
         digest, shards = shards_of_sources(rows, positions, reference, shard_examples=self._settings.shard_examples)
@@ -248,58 +209,6 @@ class Submissions:
         if status in _FULL:
             raise self._bounds.features_full(status.value, rows.job, rows.context())
 
-    def _check_upload(self, upload: Upload, rows: int, reference: ReferenceInfo) -> None:
-        positions = np.asarray(upload.positions, np.int64)
-        if not positions.size or positions[-1] >= rows or (np.diff(positions) <= 0).any():
-            raise InvalidField(
-                f"positions {_shorten(upload.positions)} are not right: "
-                f"expected one or more, ascending, without repeats, below {rows}",
-                upload.context(),
-                field_name="positions",
-            )
-        inputs = {i.name: i for i in reference.inputs}
-        names = [spec.name for spec in upload.specs]
-        if sorted(names) != sorted(inputs):
-            raise InvalidField(
-                f"tensors are {sorted(names)}, expected {sorted(inputs)}: the inputs of {reference.name!r}",
-                upload.context(),
-                field_name="tensors",
-            )
-        for spec in upload.specs:
-            expected = inputs[spec.name]
-            if spec.datatype != expected.datatype:
-                raise InvalidField(
-                    f"tensors[{spec.name}].datatype is {spec.datatype}, expected {expected.datatype}",
-                    upload.context(),
-                    field_name=f"tensors[{spec.name}].datatype",
-                )
-            wanted = (len(upload.positions), *expected.shape)
-            if len(spec.shape) != len(wanted) or any(w not in (-1, s) for w, s in zip(wanted, spec.shape, strict=True)):
-                raise InvalidField(
-                    f"tensors[{spec.name}].shape is {list(spec.shape)}, expected {list(wanted)}",
-                    upload.context(),
-                    field_name=f"tensors[{spec.name}].shape",
-                )
-
-    def _shards(self, upload: Upload, submission: Submission, reference: ReferenceInfo, digest: str) -> list[Shard]:
-        arrays = {
-            spec.name: (spec, as_numpy(spec, data)) for spec, data in zip(upload.specs, upload.buffers, strict=True)
-        }
-        size = self._settings.shard_examples
-        return [
-            Shard(
-                shard_id=f"{upload.rank}-{digest[:16]}-{start // size:06d}",
-                job=upload.job,
-                super_batch_id=upload.super_batch_id,
-                reference_model=reference.name,
-                reference_version=reference.version,
-                keys=tuple(submission.keys[p] for p in upload.positions[start : start + size]),
-                features=_pack({n: (s.datatype, a[start : start + size]) for n, (s, a) in arrays.items()}),
-                traceparent=tracing.traceparent(),
-            )
-            for start in range(0, len(upload.positions), size)
-        ]
-
     async def _upload_without_super_batch(self, upload: Upload) -> int:
         if await self._store.get_decision(upload.job, upload.super_batch_id):
             return len(upload.positions)
@@ -307,99 +216,8 @@ class Submissions:
         raise await gone(self._store, upload.job, upload.super_batch_id, upload.rank)
 
 
-def _submission(rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> Submission:
-    """Returns the rows as the store keeps them.
-
-    Raises:
-        InvalidField: If a value cannot be, or fewer rows may be chosen than the sub-batch needs.
-    """
-    _check_lengths("example_keys", rows.keys, least=1, most=MAX_KEY_BYTES)
-    if rows.step is None and spec.policy.is_scheduled:
-        raise InvalidField(
-            f"step is not set, expected the training step: the policy of job {spec.name!r} has a schedule",
-            field_name="step",
-        )
-    _check_labels(rows, spec)
-    if spec.world_size == 1:  # otherwise only all ranks together know the super-batch
-        _check_enough(rows, spec)
-    return Submission(
-        job=rows.job,
-        super_batch_id=rows.super_batch_id,
-        rank=rows.rank,
-        world_size=rows.world_size,
-        reference=reference,
-        keys=rows.keys,
-        digest=rows.digest(),
-        step=rows.step,
-        group_labels=rows.group_labels,
-    )
-
-
-def _check_labels(rows: Rows, spec: JobSpec) -> None:
-    limit = spec.policy.max_per_group
-    if not rows.group_labels and limit is None:
-        return
-    if len(rows.group_labels) != len(rows.keys):
-        needed = "" if limit is None else f", because max_per_group of job {spec.name!r} is {limit}"
-        raise InvalidField(
-            f"group_labels holds {len(rows.group_labels)} labels, expected {len(rows.keys)}: one for each row{needed}",
-            field_name="group_labels",
-        )
-    _check_lengths("group_labels", rows.group_labels, least=0, most=_MAX_LABEL_BYTES)
-
-
-def _check_lengths(field: str, texts: Sequence[str], *, least: int, most: int) -> None:
-    for row, text in enumerate(texts):
-        size = len(text.encode())
-        if not least <= size <= most:
-            raise InvalidField(
-                f"{field}[{row}] is {size} bytes long, expected {least} to {most}", field_name=f"{field}[{row}]"
-            )
-
-
-def _check_enough(rows: Rows, spec: JobSpec) -> None:
-    """Refuses a super-batch of one rank from which no sub-batch can be chosen."""
-    try:
-        policy = policy_of(spec.policy)
-        if rows.step is not None:
-            policy = policy.at_step(rows.step, len(rows.keys))
-        needed = policy.resolve_sub_batch_size(len(rows.keys))
-    except ValueError as error:
-        raise InvalidField(f"example_keys: {error}", field_name="example_keys") from error
-    if len(set(rows.keys)) < needed:
-        raise InvalidField(
-            f"example_keys holds {len(set(rows.keys))} distinct keys, expected at least the sub-batch ({needed}): "
-            "at most one of the rows with equal keys can be chosen",
-            field_name="example_keys",
-        )
-    limit = spec.policy.max_per_group
-    if limit is None:
-        return
-    counts = Counter(rows.group_labels)
-    allowed = counts.pop("", 0) + sum(min(count, limit) for count in counts.values())
-    if allowed < needed:
-        raise InvalidField(
-            f"group_labels allow {allowed} rows, expected at least the sub-batch ({needed}): max_per_group is {limit}",
-            field_name="group_labels",
-        )
-
-
 def _step(step: int | None) -> str:
     return "no step" if step is None else f"step {step}"
-
-
-def check_rank(rank: int, world_size: int, spec: JobSpec) -> None:
-    """Refuses ranks that the job does not have.
-
-    Raises:
-        InvalidField: If ``world_size`` is not the job's or ``rank`` lies outside it.
-    """
-    if world_size != spec.world_size:
-        raise InvalidField(
-            f"world_size is {world_size}, job {spec.name!r} was created with {spec.world_size}", field_name="world_size"
-        )
-    if rank >= world_size:
-        raise InvalidField(f"rank is {rank}, expected 0 to {world_size - 1}", field_name="rank")
 
 
 async def gone(store: SuperBatchStore, job: str, super_batch_id: str, rank: int) -> DeadLettered | SuperBatchUnknown:
@@ -413,16 +231,3 @@ async def gone(store: SuperBatchStore, job: str, super_batch_id: str, rank: int)
     return SuperBatchUnknown(
         f"rank {rank} did not submit super-batch {super_batch_id!r} of job {job!r}; submit it first", context
     )
-
-
-def _pack(arrays: dict[str, tuple[str, Any]]) -> bytes:
-    description = {
-        "tensors": [{"name": n, "datatype": datatype, "shape": a.shape} for n, (datatype, a) in arrays.items()]
-    }
-    return records.pack(
-        description, *(np.ascontiguousarray(a).view(np.uint8).reshape(-1).data for _, a in arrays.values())
-    )
-
-
-def _shorten(positions: Sequence[int]) -> str:
-    return str(list(positions)) if len(positions) <= 8 else f"[{', '.join(map(str, positions[:8]))}, …]"
