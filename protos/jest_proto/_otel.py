@@ -85,21 +85,30 @@ class OtelHeld(Held):
         self._idle_since_ns = time.time_ns()
 
     @contextmanager
-    def child(self, name: str, *, kind: str = "internal") -> Iterator[Any]:
+    def child(self, name: str) -> Iterator[Any]:
+        """See there."""
+        span = self._start(name)
+        try:
+            yield span
+        except BaseException as error:
+            _fail(span, error)
+            raise
+        finally:
+            span.end()
+            self._idle_since_ns = time.time_ns()
+
+    @contextmanager
+    def call(self, name: str) -> Iterator[Any]:
         """See there."""
         try:
-            with self._tracer.start_as_current_span(
-                name, self._context, _KINDS[kind], _attributes(*self._about)
-            ) as span:
+            with trace.use_span(self._start(name, kind=trace.SpanKind.CLIENT), end_on_exit=True) as span:
                 yield span
         finally:
             self._idle_since_ns = time.time_ns()
 
     def waited(self, name: str) -> None:
         """See there."""
-        self._tracer.start_span(
-            name, self._context, attributes=_attributes(*self._about), start_time=self._idle_since_ns
-        ).end()
+        self._start(name, start_time=self._idle_since_ns).end()
 
     @contextmanager
     def ending(self, outcome: str) -> Iterator[None]:
@@ -122,9 +131,11 @@ class OtelHeld(Held):
         self._open.discard(self)
         self._span.set_attribute("jest.outcome", outcome)
         if error is not None:
-            self._span.record_exception(error)
-            self._span.set_status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}")
+            _fail(self._span, error)
         self._span.end()
+
+    def _start(self, name: str, **options: Any) -> trace.Span:
+        return self._tracer.start_span(name, self._context, attributes=_attributes(*self._about), **options)
 
 
 class OtelTracer:
@@ -219,6 +230,11 @@ def _attributes(job: str, super_batch_id: str, rank: int | None) -> dict[str, st
     if rank is not None:
         attributes["jest.rank"] = rank
     return attributes
+
+
+def _fail(span: trace.Span, error: BaseException) -> None:
+    span.record_exception(error)
+    span.set_status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}")
 
 
 def make_tracer(service: str) -> OtelTracer:

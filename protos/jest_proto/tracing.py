@@ -29,8 +29,12 @@ class Held:
     This one stands for none, and does nothing; with tracing there is one that does.
     """
 
-    def child(self, name: str, *, kind: str = "internal") -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
-        """Records the block as a child, about the same super-batch."""
+    def child(self, name: str) -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
+        """Records the block as a child, which is not the active span meanwhile: the block is the caller's own code."""
+        return _OFF
+
+    def call(self, name: str) -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
+        """Records the block, which makes a call, as a child and as the active span."""
         return _OFF
 
     def waited(self, name: str) -> None:
@@ -113,7 +117,7 @@ def call_span(
     if _tracer is None:
         return _OFF
     if under is not NOT_HELD:
-        return under.child(f"sdk.{method}", kind="client")
+        return under.call(f"sdk.{method}")
     return _tracer.root_span(f"sdk.{method}", (job, super_batch_id, rank))  # type: ignore[no-any-return]
 
 

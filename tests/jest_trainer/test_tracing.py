@@ -8,8 +8,10 @@ import threading
 
 import grpc
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from scripted_server import fail
-from trainer_samples import POLICY, super_batch
+from trainer_samples import POLICY, embeddings, super_batch
 
 import jest_trainer as jest
 from jest_proto import tracing
@@ -103,6 +105,22 @@ def test_an_error_of_the_learner_is_in_the_trace(make_loop, collector):
     (root,) = collector.named("sdk.super_batch")
     assert (root.attributes["jest.outcome"], root.status) == ("failed", "error")
     assert root.message == "ZeroDivisionError: no scale"
+
+
+def test_the_trainer_s_own_spans_stay_what_they_are(make_loop, collector):
+    """A trainer may trace for itself, with a provider of its own."""
+    own = TracerProvider().get_tracer("trainer")
+    active = []
+
+    def embed(batch):
+        active.append(trace.get_current_span())
+        return embeddings(batch)
+
+    with own.start_as_current_span("train_step") as step:
+        active.extend(trace.get_current_span() for _ in make_loop(super_batches(2), embed=embed))
+    assert active == [step] * 4
+    tracing.stop()
+    assert step.get_span_context().trace_id not in {int(s.trace_id, 16) for s in collector.spans()}
 
 
 def test_a_refusal_is_in_the_trace(server, make_loop, collector):
