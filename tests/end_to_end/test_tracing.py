@@ -15,7 +15,9 @@ from jest_core import SelectionPolicy
 from jest_proto import tracing
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
 from jest_server.adapters.redis_queue import _unpack_shard, pack_shard
+from jest_server.embedded.triton import TritonServer
 from jest_server.embedded.up import Stack
+from jest_server.embedded.valkey import ValkeyServer
 from jest_server.logs import _with_trace
 from jest_server.model import Shard
 
@@ -114,6 +116,22 @@ def test_ranks_meet_in_one_trace_with_a_root_each(stack_repository, collector, u
         assert len({s.span_id for s in trace}) == len(trace)
         assert sum(s.name == "selector.compute" for s in trace) == 1
         assert {s.parent_id for s in trace} <= {s.span_id for s in trace} | {""}
+
+
+def test_one_process_that_is_selector_and_scorer_records_the_same(stack_repository, collector, unique, monkeypatch):
+    monkeypatch.setattr(ValkeyServer, "available", staticmethod(lambda: "there is none"))
+    monkeypatch.setattr(TritonServer, "available", staticmethod(lambda: "there is none"))
+    with Stack(stack_repository) as stack:
+        select_one(stack.address, unique("embedded"))
+        tracing.stop()
+    (root,) = collector.named("sdk.super_batch")
+    trace = {(s.service, s.name) for s in collector.spans() if s.trace_id == root.trace_id}
+    assert trace >= {
+        ("jest-trainer", "sdk.embed"),
+        ("jest-server", "selector.compute"),
+        ("jest-server", "scorer.queue"),
+        ("jest-server", "scorer.infer"),
+    }
 
 
 def test_a_collector_that_is_away_costs_no_selection(stack_repository, traced, unique):

@@ -241,7 +241,11 @@ class Worker:
             detail=f"shard {shard.shard_id}: {detail}",
             at_s=time.time(),
         )
-        if await self._store.dead_letter(letter):
+        with tracing.span("scorer.set_aside", parent=shard.traceparent, kind="consumer") as span:
+            if span is not None:
+                span.set_attributes(self._attributes(claim) | {"jest.reason": reason, "jest.detail": detail})
+            is_first = await self._store.dead_letter(letter)
+        if is_first:
             self._metrics.dead_letters.labels(reason).inc()
         self._metrics.shards.labels("dead_lettered").inc()
         _log.error("super-batch set aside", reason=reason, detail=detail)
