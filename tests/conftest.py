@@ -6,11 +6,21 @@ import pytest
 from hypothesis import settings
 
 from jest_server.embedded.triton import TritonServer
+from support.collector import collector, traced
 from support.references import export_tiny_reference
 from support.servers import queue_kinds, queue_server_of, triton_on
 from support.stack import reference_towers, stack, stack_repository
 
-__all__ = ["queue_server", "reference_repository", "reference_towers", "stack", "stack_repository", "triton"]
+__all__ = [
+    "collector",
+    "queue_server",
+    "reference_repository",
+    "reference_towers",
+    "stack",
+    "stack_repository",
+    "traced",
+    "triton",
+]
 
 # A busy machine is slow, and that is not what these tests are about.
 settings.register_profile("no_clock", deadline=None)

@@ -2,22 +2,56 @@
 
 Server and trainer share it because they share the traces: the id of a trace comes from the names of the job and the
 super-batch, so that all ranks, calls and retries meet in one, without telling each other.
+
+What a span is about is passed as plain arguments, never as a name or a mapping that was put together for it: where
+tracing is off, nobody makes one.
 """
 
 from __future__ import annotations
 
+import atexit
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
 HEADER = "traceparent"
+STOP_S = 3.0
+"""How long the end of a process may wait for a collector that takes its time."""
 _OFF: AbstractContextManager[Any] = nullcontext()
 _tracer: Any = None
+
+
+class Held:
+    """A span that is no block: it begins in one thread and ends in another, and its children are told that they are.
+
+    This one stands for none, and does nothing; with tracing there is one that does.
+    """
+
+    def child(self, name: str) -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
+        """Records the block as a child, which is not the active span meanwhile: the block is the caller's own code."""
+        return _OFF
+
+    def call(self, name: str) -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
+        """Records the block, which makes a call, as a child and as the active span."""
+        return _OFF
+
+    def waited(self, name: str) -> None:
+        """Records the time since the last child ended as a child."""
+
+    def ending(self, outcome: str) -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
+        """Ends the span with the block: with that outcome, or as ``failed`` if the block raises."""
+        return _OFF
+
+    def chosen_by_fallback(self, fallback: str, reason: str) -> None:
+        """Says that a fallback decided, and why."""
+
+    def end(self, outcome: str, error: BaseException | None = None) -> None:
+        """Ends the span, unless it has ended already."""
+
+
+NOT_HELD = Held()
 
 
 def on() -> bool:
@@ -28,11 +62,13 @@ def on() -> bool:
 def start(service: str) -> None:
     """Turns tracing on for this process; the standard OTEL_* variables say where spans go, and which are kept.
 
+    A process that forks keeps its tracing to itself; its child may start its own.
+
     Raises:
         ValueError: If OpenTelemetry is not installed.
     """
     global _tracer  # noqa: PLW0603 - one process, one tracer
-    if _tracer is not None:
+    if _tracer is not None and _tracer.is_ours():
         return
     try:
         from jest_proto._otel import make_tracer  # noqa: PLC0415 - only who traces pays for the import
@@ -41,33 +77,54 @@ def start(service: str) -> None:
             f"JEST_TRACING is set, but {error.name} is not installed: pip install 'jest-server[tracing]'"
         ) from error
     _tracer = make_tracer(service)
+    atexit.register(stop)
 
 
 def stop() -> None:
-    """Sends what is still to be sent, and turns tracing off."""
+    """Ends spans that are held, sends what is still to be sent, for ``STOP_S`` at most, and turns tracing off."""
     global _tracer
     if _tracer is not None:
         tracer, _tracer = _tracer, None
-        tracer.stop()
+        tracer.stop(STOP_S)
 
 
 def span(
-    name: str, attributes: Mapping[str, Any] | None = None, *, parent: str | None = None, kind: str = "internal"
+    name: str,
+    *,
+    job: str = "",
+    super_batch_id: str = "",
+    parent: str | None = None,
+    kind: str = "internal",
+    since_s: float | None = None,
 ) -> AbstractContextManager[Any]:
     """Records the block as a span: the active one's child, or, with ``parent``, that of another process's span.
 
-    ``parent`` is a W3C traceparent; an empty or unreadable one begins a new trace.
+    ``parent`` is a W3C traceparent; an empty or unreadable one begins a new trace. ``since_s`` (seconds since 1970) is
+    when it began, if that was before the block.
     """
-    return _OFF if _tracer is None else _tracer.span(name, attributes or {}, parent, kind)
+    return _OFF if _tracer is None else _tracer.span(name, (job, super_batch_id, None), parent, kind, since_s)
 
 
-def call_span(name: str, job: str, super_batch_id: str, rank: int | None) -> AbstractContextManager[Any]:
-    """Records a trainer's call, in the trace of its super-batch if it is about one."""
+def held(name: str, job: str, super_batch_id: str, rank: int) -> Held:
+    """Begins a root in the trace of a super-batch; whoever gets it ends it."""
+    return NOT_HELD if _tracer is None else _tracer.held(name, (job, super_batch_id, rank))
+
+
+def call_span(
+    method: str, job: str, super_batch_id: str, rank: int | None, under: Held = NOT_HELD
+) -> AbstractContextManager[Any]:
+    """Records a trainer's call: under the span that is held, else as a root of its own, in its super-batch's trace."""
     if _tracer is None:
         return _OFF
-    trace_id = xxhash.xxh3_128_intdigest(f"{job}/{super_batch_id}".encode()) if super_batch_id else None
-    attributes = {"jest.job": job, "jest.super_batch": super_batch_id, "jest.rank": 0 if rank is None else rank}
-    return _tracer.root_span(name, attributes, trace_id)  # type: ignore[no-any-return]
+    if under is not NOT_HELD:
+        return under.call(f"sdk.{method}")
+    return _tracer.root_span(f"sdk.{method}", (job, super_batch_id, rank))  # type: ignore[no-any-return]
+
+
+def about(job: str, super_batch_id: str, rank: int) -> None:
+    """Says what the active span is about."""
+    if _tracer is not None:
+        _tracer.about(job, super_batch_id, rank)
 
 
 def traceparent() -> str:

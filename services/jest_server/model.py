@@ -301,6 +301,8 @@ class Claim:
     shard: Shard
     token: str
     deliveries: int
+    queued_at_s: float
+    """When it was queued first, by the clock of who did; who took it over or gave it back changes nothing in that."""
 
 
 class Lease(enum.IntEnum):

@@ -15,62 +15,58 @@ from jest_core import SelectionPolicy
 from jest_proto import tracing
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
 from jest_server.adapters.redis_queue import _unpack_shard, pack_shard
+from jest_server.embedded.triton import TritonServer
 from jest_server.embedded.up import Stack
+from jest_server.embedded.valkey import ValkeyServer
 from jest_server.logs import _with_trace
 from jest_server.model import Shard
-from support.collector import Collector
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """Makes environments in which this process and its children send spans to a port."""
-
-    def turn_on(port):
-        monkeypatch.setenv("JEST_TRACING", "1")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
-        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-
-    yield turn_on
-    tracing.stop()
+def batches_of(job, *, seed, count=1, **options):
+    """A loop over super-batches of 64 rows."""
+    return jest_trainer.SelectedBatches(
+        job,
+        super_batches(count=count, rows=64, seed=seed),
+        **{
+            "keys": lambda batch: batch["keys"],
+            "features": lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
+            "embed": TinyLearner(seed=0).embed,
+        }
+        | options,
+    )
 
 
 def select_one(address, name):
     with jest_trainer.Client(address, deadline_s=30) as client:
         job = client.create_job(name, reference_model="jest_reference", policy=POLICY)
-        batches = jest_trainer.SelectedBatches(
-            job,
-            super_batches(count=1, rows=64, seed=31),
-            keys=lambda batch: batch["keys"],
-            features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
-            embed=TinyLearner(seed=0).embed,
-        )
+        batches = batches_of(job, seed=31)
         chosen = list(batches)
         assert len(chosen) == 1
         counters = job.counters()
         return batches.last.super_batch_id, (counters.submitted, counters.selected, counters.in_flight)
 
 
-def test_one_trace_leads_from_the_trainer_to_the_reference_model_and_back(stack_repository, traced, unique):
-    collector = Collector()
-    traced(collector.port)
+def test_one_trace_leads_from_the_trainer_to_the_reference_model_and_back(stack_repository, collector, unique):
     name = unique("traced")
     with Stack(stack_repository) as stack:
         super_batch, _ = select_one(stack.address, name)
         tracing.stop()
-    collector.close()  # the processes have ended: whatever they had is here
-    spans = collector.spans()
-    (select,) = [s for s in spans if s.name == "sdk.SelectSubBatch" and s.attributes["jest.job"] == name]
-    trace = [s for s in spans if s.trace_id == select.trace_id]
+    # The processes have ended: whatever they had is here.
+    (root,) = collector.named("sdk.super_batch", job=name)
+    trace = [s for s in collector.spans() if s.trace_id == root.trace_id]
     by_id = {s.span_id: s for s in trace}
     lineage = {(s.name, by_id[s.parent_id].name if s.parent_id else "", s.service) for s in trace}
     service = "jest.v1.SelectionService"
     assert lineage >= {
-        ("sdk.SubmitSuperBatch", "", "jest-trainer"),
-        ("sdk.UploadExamples", "", "jest-trainer"),
-        ("sdk.SelectSubBatch", "", "jest-trainer"),
+        ("sdk.super_batch", "", "jest-trainer"),
+        ("sdk.SubmitSuperBatch", "sdk.super_batch", "jest-trainer"),
+        ("sdk.features", "sdk.super_batch", "jest-trainer"),
+        ("sdk.UploadExamples", "sdk.super_batch", "jest-trainer"),
+        ("sdk.wait_turn", "sdk.super_batch", "jest-trainer"),
+        ("sdk.embed", "sdk.super_batch", "jest-trainer"),
+        ("sdk.SelectSubBatch", "sdk.super_batch", "jest-trainer"),
         (f"{service}/SubmitSuperBatch", "sdk.SubmitSuperBatch", "jest-selector"),
         (f"{service}/UploadExamples", "sdk.UploadExamples", "jest-selector"),
         (f"{service}/SelectSubBatch", "sdk.SelectSubBatch", "jest-selector"),
@@ -78,14 +74,64 @@ def test_one_trace_leads_from_the_trainer_to_the_reference_model_and_back(stack_
         ("selector.wait_reference", f"{service}/SelectSubBatch", "jest-selector"),
         ("selector.compute", f"{service}/SelectSubBatch", "jest-selector"),
         ("selector.record", f"{service}/SelectSubBatch", "jest-selector"),
+        ("scorer.queue", f"{service}/UploadExamples", "jest-scorer"),
         ("scorer.shard", f"{service}/UploadExamples", "jest-scorer"),
         ("scorer.cache", "scorer.shard", "jest-scorer"),
         ("scorer.infer", "scorer.shard", "jest-scorer"),
         ("scorer.complete", "scorer.shard", "jest-scorer"),
     }
-    (shard,) = [s for s in trace if s.name == "scorer.shard"]
+    assert [s.name for s in trace if not s.parent_id] == ["sdk.super_batch"]
+    (shard,) = collector.named("scorer.shard", job=name)
     assert shard.attributes["jest.super_batch"] == super_batch
     assert (shard.attributes["jest.examples"], shard.attributes["jest.inferred"]) == (64, 64)
+    (queue,) = collector.named("scorer.queue", job=name)
+    (upload,) = collector.named("sdk.UploadExamples", job=name)
+    assert upload.start_s - 0.01 < queue.start_s <= queue.end_s <= shard.start_s
+    about = {"jest.job": name, "jest.super_batch": super_batch}
+    of_ranks = [s for s in trace if s.name.startswith(("sdk.", service))]
+    of_all = [s for s in trace if s.name.startswith("selector.")]
+    assert (len(of_ranks), len(of_all)) == (10, 4)
+    assert all((about | {"jest.rank": 0}).items() <= s.attributes.items() for s in of_ranks)
+    assert all(about.items() <= s.attributes.items() for s in of_all)
+
+
+def test_ranks_meet_in_one_trace_with_a_root_each(stack_repository, collector, unique):
+    name, world_size = unique("ranks"), 3
+    with Stack(stack_repository) as stack:
+
+        def train(rank):
+            with jest_trainer.Client(stack.address, deadline_s=30) as client:
+                job = client.create_job(name, reference_model="jest_reference", policy=POLICY, world_size=world_size)
+                return len(list(batches_of(job, seed=40 + rank, count=2, rank=rank)))
+
+        with futures.ThreadPoolExecutor(world_size) as ranks:
+            assert list(ranks.map(train, range(world_size))) == [2] * world_size
+        tracing.stop()
+    for step in range(2):
+        roots = collector.named("sdk.super_batch", job=name, super_batch=f"{step:08d}")
+        assert sorted(s.attributes["jest.rank"] for s in roots) == list(range(world_size))
+        (trace_id,) = {s.trace_id for s in roots}
+        trace = [s for s in collector.spans() if s.trace_id == trace_id]
+        assert {s.span_id for s in trace if not s.parent_id} == {s.span_id for s in roots}
+        assert len({s.span_id for s in trace}) == len(trace)
+        assert sum(s.name == "selector.compute" for s in trace) == 1
+        assert {s.parent_id for s in trace} <= {s.span_id for s in trace} | {""}
+
+
+def test_one_process_that_is_selector_and_scorer_records_the_same(stack_repository, collector, unique, monkeypatch):
+    monkeypatch.setattr(ValkeyServer, "available", staticmethod(lambda: "there is none"))
+    monkeypatch.setattr(TritonServer, "available", staticmethod(lambda: "there is none"))
+    with Stack(stack_repository) as stack:
+        select_one(stack.address, unique("embedded"))
+        tracing.stop()
+    (root,) = collector.named("sdk.super_batch")
+    trace = {(s.service, s.name) for s in collector.spans() if s.trace_id == root.trace_id}
+    assert trace >= {
+        ("jest-trainer", "sdk.embed"),
+        ("jest-server", "selector.compute"),
+        ("jest-server", "scorer.queue"),
+        ("jest-server", "scorer.infer"),
+    }
 
 
 def test_a_collector_that_is_away_costs_no_selection(stack_repository, traced, unique):

@@ -32,6 +32,7 @@ class Ahead(Generic[Item, Result]):
         limit: how far to run ahead, at least 1.
         name: the thread's.
         cancel: makes `work` return or raise soon; called once, by `close`.
+        drop: told of every result that nobody will take any more.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Ahead(Generic[Item, Result]):
         limit: int,
         name: str,
         cancel: Callable[[], None],
+        drop: Callable[[Result], None] = lambda _: None,
     ) -> None:
         self._items = iter(items)
         self._work = work
         self._limit = limit
         self._cancel = cancel
+        self._drop = drop
         self._changed = threading.Condition()
         self._ready: deque[Result] = deque()
         self._error: BaseException | None = None
@@ -92,10 +95,13 @@ class Ahead(Generic[Item, Result]):
             if self._closed:
                 return
             self._closed = True
+            dropped = list(self._ready)
             self._ready.clear()
             self._error = None
             self._changed.notify_all()
         self._cancel()
+        for result in dropped:
+            self._drop(result)
         if threading.current_thread() is not self._thread:  # the garbage collector may close from anywhere
             self._thread.join(_JOIN_S)
 
@@ -132,3 +138,5 @@ class Ahead(Generic[Item, Result]):
             if not self._closed:
                 self._ready.append(result)
                 self._changed.notify_all()
+                return
+        self._drop(result)

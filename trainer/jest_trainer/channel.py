@@ -93,6 +93,8 @@ class Connection:
         request: Callable[[], Request],
         site: CallSite,
         deadline: Deadline,
+        *,
+        under: tracing.Held = tracing.NOT_HELD,
     ) -> Answer:
         """Call until there is an answer, a final error or no time left.
 
@@ -101,6 +103,7 @@ class Connection:
             request: makes the message, or the iterator of messages, anew for every attempt.
             site: what the call is about, for errors.
             deadline: bounds all attempts and the pauses between them.
+            under: the span that the call is a part of.
 
         Raises:
             JestError: The last attempt's error.
@@ -115,8 +118,12 @@ class Connection:
             reraise=True,
         )
         try:
-            with tracing.call_span(f"sdk.{site.method}", site.job, site.super_batch_id, site.rank):
-                answer: Answer = retrying(self._attempt, pick, request, site, deadline)
+            with tracing.call_span(site.method, site.job, site.super_batch_id, site.rank, under) as span:
+                try:
+                    answer: Answer = retrying(self._attempt, pick, request, site, deadline)
+                finally:
+                    if span is not None:
+                        span.set_attribute("jest.attempts", retrying.statistics["attempt_number"])
         except JestError as error:
             attempts = retrying.statistics["attempt_number"]
             if attempts > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jest_proto import tracing
 from jest_proto.tensors import chunks, encode
 from jest_proto.v1 import selection_pb2 as pb
 from jest_trainer import wire
@@ -32,6 +33,8 @@ class Conversation:
     policy: SelectionPolicy
     super_batch_id: str
     rank: int
+    held: tracing.Held = tracing.NOT_HELD
+    """The span of the super-batch's whole life on this rank, to which the calls belong."""
 
     def submit(
         self,
@@ -54,7 +57,11 @@ class Conversation:
             example_sources=sources,
         )
         answer = self.connection.call(
-            lambda stubs: stubs.selection.SubmitSuperBatch, lambda: request, self._site("SubmitSuperBatch"), deadline
+            lambda stubs: stubs.selection.SubmitSuperBatch,
+            lambda: request,
+            self._site("SubmitSuperBatch"),
+            deadline,
+            under=self.held,
         )
         return wire.submitted_from_wire(answer)
 
@@ -71,7 +78,11 @@ class Conversation:
                 yield pb.UploadExamplesRequest(chunk=chunk)
 
         answer = self.connection.call(
-            lambda stubs: stubs.selection.UploadExamples, messages, self._site("UploadExamples"), deadline
+            lambda stubs: stubs.selection.UploadExamples,
+            messages,
+            self._site("UploadExamples"),
+            deadline,
+            under=self.held,
         )
         return answer.accepted
 
@@ -100,7 +111,11 @@ class Conversation:
                 yield pb.SelectSubBatchRequest(chunk=chunk)
 
         answer = self.connection.call(
-            lambda stubs: stubs.selection.SelectSubBatch, messages, self._site("SelectSubBatch"), deadline
+            lambda stubs: stubs.selection.SelectSubBatch,
+            messages,
+            self._site("SelectSubBatch"),
+            deadline,
+            under=self.held,
         )
         return wire.sub_batch_from_wire(self.super_batch_id, self.policy, answer)
 

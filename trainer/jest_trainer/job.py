@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jest_proto import tracing
 from jest_proto.v1 import jobs_pb2
 from jest_trainer import wire
 from jest_trainer.announcing import announce
@@ -140,11 +141,11 @@ class Job:
             announce(checked, self.policy), self.deadline(), return_reference_embeddings=return_reference_embeddings
         )
 
-    def conversation(self, super_batch_id: str, rank: int) -> Conversation:
-        """What one rank has to say about one super-batch, for callers that bring their own deadlines."""
+    def conversation(self, super_batch_id: str, rank: int, held: tracing.Held = tracing.NOT_HELD) -> Conversation:
+        """What one rank has to say about one super-batch, for callers that bring their own deadlines, and a span."""
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank ({rank}) must lie in [0, {self.world_size}), the world of job {self.name!r}")
-        return Conversation(self._connection, self.name, self.world_size, self.policy, super_batch_id, rank)
+        return Conversation(self._connection, self.name, self.world_size, self.policy, super_batch_id, rank, held)
 
     def deadline(self, cancellation: Cancellation | None = None) -> Deadline:
         """The client's deadline, beginning now."""

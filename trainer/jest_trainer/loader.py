@@ -191,11 +191,13 @@ class SelectedBatches(Generic[Batch]):
         current = self._pass = self._start()
         try:
             while (submission := self._await_submission(current)) is not None:
-                chosen = self._choose(submission)
-                self._next_step = self._unused_step = submission.step + 1
-                if chosen is None:
-                    continue
-                sub_batch = self._reduce(submission, chosen)
+                submission.held.waited("sdk.wait_turn")
+                with submission.held.ending("selected"):
+                    chosen = self._choose(submission)
+                    self._next_step = self._unused_step = submission.step + 1
+                    if chosen is None:
+                        continue
+                    sub_batch = self._reduce(submission, chosen)
                 del submission  # while its sub-batch is trained on, the super-batch need not stay in memory
                 yield sub_batch
                 del sub_batch
@@ -218,6 +220,7 @@ class SelectedBatches(Generic[Batch]):
             limit=self._prefetch,
             name=f"jest-submit-{self._job.name}",
             cancel=cancellation.cancel,
+            drop=lambda submission: submission.held.end("abandoned"),
         )
 
     def _end(self, current: Ahead[tuple[int, Batch], Submission[Batch]]) -> None:
@@ -260,13 +263,14 @@ class SelectedBatches(Generic[Batch]):
     def _timed_embed(self, submission: Submission[Batch]) -> LearnerOutputs:
         started = time.perf_counter()
         try:
-            return embed_super_batch(
-                self._embed,
-                submission.batch,
-                rows=len(submission.keys),
-                policy=self._job.policy,
-                world_size=self._job.world_size,
-            )
+            with submission.held.child("sdk.embed"):
+                return embed_super_batch(
+                    self._embed,
+                    submission.batch,
+                    rows=len(submission.keys),
+                    policy=self._job.policy,
+                    world_size=self._job.world_size,
+                )
         finally:
             self._stats.embed_seconds += time.perf_counter() - started
 
@@ -299,6 +303,7 @@ class SelectedBatches(Generic[Batch]):
             stats.perplexity = sum(chosen.perplexity) / len(chosen.perplexity)
         if chosen.fallback is not None:
             stats.fallbacks += 1
+            submission.held.chosen_by_fallback(chosen.fallback, chosen.fallback_reason)
             _log.warning(
                 "super-batch %s of job %s was chosen by the fallback %s: %s",
                 chosen.super_batch_id,
@@ -310,6 +315,7 @@ class SelectedBatches(Generic[Batch]):
         self._last = chosen
 
     def _skip(self, submission: Submission[Batch], error: JestError) -> None:
+        submission.held.end("dead_lettered", error)
         self._stats.dead_lettered += 1
         self._stats.examples_loaded += len(submission.keys)
         self._dead_in_a_row += 1

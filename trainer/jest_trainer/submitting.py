@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from jest_proto import tracing
+from jest_trainer.deadlines import Cancelled
 from jest_trainer.errors import DEAD_LETTERED, JestError
 from jest_trainer.features import Array, check_features, parts
 from jest_trainer.keys import key_strings, label_strings, source_strings
@@ -38,6 +40,11 @@ class Submission(Generic[Batch]):
     conversation: Conversation
     dead: JestError | None = None
 
+    @property
+    def held(self) -> tracing.Held:
+        """The span of its life: from its keys to the sub-batch, or to whatever else becomes of it."""
+        return self.conversation.held
+
 
 class Submitter(Generic[Batch]):
     """Submits super-batches of one rank of one job."""
@@ -68,10 +75,29 @@ class Submitter(Generic[Batch]):
         As long as nobody waits for it, trouble that may pass does no harm: while a training loop pauses to evaluate,
         the server may be full or restart without anybody noticing.
         """
+        super_batch_id = f"{self._prefix}{step:08d}"
+        held = tracing.held("sdk.super_batch", self._job.name, super_batch_id, self._rank)
+        conversation = self._job.conversation(super_batch_id, self._rank, held)
+        try:
+            return self._submit_ahead(step, batch, conversation, cancellation, ahead)
+        except Cancelled:
+            held.end("abandoned")
+            raise
+        except BaseException as error:
+            held.end("failed", error)
+            raise
+
+    def _submit_ahead(
+        self,
+        step: int,
+        batch: Batch,
+        conversation: Conversation,
+        cancellation: Cancellation,
+        ahead: Ahead[Any, Submission[Batch]],
+    ) -> Submission[Batch]:
         keys = key_strings(self._keys(batch))
         labels = [] if self._group_labels is None else label_strings(self._group_labels(batch), len(keys))
         places = [] if self._sources is None else source_strings(self._sources(batch), len(keys))
-        conversation = self._job.conversation(f"{self._prefix}{step:08d}", self._rank)
         submission = Submission(step, batch, keys, labels, places, conversation)
         while True:
             try:
@@ -101,7 +127,8 @@ class Submitter(Generic[Batch]):
             return
         if self._features is None:
             raise ValueError(f"features must be given: the server lacks {len(missing)} rows of a super-batch")
-        features = self._features(submission.batch)
+        with submission.held.child("sdk.features"):
+            features = self._features(submission.batch)
         check_features(features, len(submission.keys))
         for part, tensors in parts(features, missing):
             submission.conversation.upload(missing[part], tensors, deadline)

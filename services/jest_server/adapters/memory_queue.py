@@ -159,7 +159,7 @@ class MemoryShardQueue:
             queued.turn = self._turns
         queued.consumer, queued.touched_at = consumer, time.monotonic()
         queued.deliveries += 1
-        return Claim(queued.shard, token, queued.deliveries)
+        return Claim(queued.shard, token, queued.deliveries, queued.queued_at_s)
 
     def _owned(self, consumer: str, claims: Sequence[Claim]) -> list[tuple[str, _Queued]]:
         held = ((claim.token, self._queue.get(claim.token)) for claim in claims)

@@ -204,13 +204,14 @@ class RedisShardQueue:
         return await self._claims(stream, entries)
 
     async def _claims(self, stream: str, entries: list[_Entry]) -> list[Claim]:
-        """Looks up the features of claimed entries; those that were let go or completed since are dropped."""
+        """Looks up what claimed entries are about; those that were let go or completed since are dropped."""
         if not entries:
             return []
         async with answering("queue"):
-            blobs: list[Any] = await self._client.mget(
-                [self._keys.features(e.fields["job"], e.fields["id"], e.fields["shard"]) for e in entries]
-            )
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.mget([self._keys.features(e.fields["job"], e.fields["id"], e.fields["shard"]) for e in entries])
+                pipe.zmscore(self._keys.queued, [entry.member for entry in entries])
+                blobs, queued_ms = await run(pipe)
             dropped = [entry for entry, blob in zip(entries, blobs, strict=True) if blob is None]
             if dropped:
                 tokens = [entry.token for entry in dropped]
@@ -221,8 +222,9 @@ class RedisShardQueue:
                     pipe.zrem(self._keys.queued, *(entry.member for entry in dropped))
                     await run(pipe)
         return [
-            Claim(_unpack_shard(entry.fields, blob), entry.token, entry.deliveries)
-            for entry, blob in zip(entries, blobs, strict=True)
+            # No time: completed at this very moment, by whoever was thought dead.
+            Claim(_unpack_shard(entry.fields, blob), entry.token, entry.deliveries, (ms or time.time() * 1000) / 1000)
+            for entry, blob, ms in zip(entries, blobs, queued_ms, strict=True)
             if blob is not None
         ]
 

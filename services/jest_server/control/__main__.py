@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from jest_proto import tracing
 from jest_server import logs, metrics, serving
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.control.app import create_app
 from jest_server.control.guard import Guard
+from jest_server.control.traced import Traced
 from jest_server.errors import JestServerError
 from jest_server.jobs import Jobs
 from jest_server.security.rate import CallRates
@@ -57,7 +59,8 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
     tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
     jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
     app = create_app(store, cache, jobs, needs_token=tokens is not None, stopping=stop.is_set)
-    guarded = Guard(app, metrics=metrics.ControlMetrics(registry), rates=CallRates(settings), tokens=tokens)
+    traced = Traced(app) if settings.tracing else app
+    guarded = Guard(traced, metrics=metrics.ControlMetrics(registry), rates=CallRates(settings), tokens=tokens)
     config = uvicorn.Config(guarded, log_config=None, access_log=False, server_header=False, lifespan="off")
     config.timeout_graceful_shutdown = round(settings.grace_s)
     config.load()
@@ -93,6 +96,8 @@ def main(settings: ControlSettings | None = None) -> None:
     """Runs the service on Redis."""
     settings = settings or ControlSettings()
     logs.configure(process="control", log_format=settings.log_format, level=settings.log_level)
+    if settings.tracing:
+        tracing.start("jest-control")
 
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
@@ -100,6 +105,7 @@ def main(settings: ControlSettings | None = None) -> None:
         await serve(settings, store, cache, serving.stop_on_signals())
 
     asyncio.run(run())
+    tracing.stop()
 
 
 async def _watch(store: SuperBatchStore, cache: EmbeddingCache, health: serving.Health) -> None:

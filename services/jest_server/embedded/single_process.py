@@ -9,6 +9,7 @@ import asyncio
 
 from prometheus_client import CollectorRegistry
 
+from jest_proto import tracing
 from jest_server import logs, metrics, serving
 from jest_server.adapters.memory_cache import MemoryEmbeddingCache
 from jest_server.adapters.memory_store import MemorySuperBatchStore
@@ -24,6 +25,8 @@ def main() -> None:
     selector_settings = SelectorSettings()
     scorer_settings = ScorerSettings(listen=_ANY_PORT, metrics_listen=_ANY_PORT)
     logs.configure(process="server", log_format=selector_settings.log_format, level=selector_settings.log_level)
+    if selector_settings.tracing:
+        tracing.start("jest-server")
     serving.answer_first()
 
     async def run() -> None:
@@ -36,6 +39,7 @@ def main() -> None:
             group.create_task(scorer.serve(scorer_settings, store, cache, model, counts, stop))
 
     asyncio.run(run())
+    tracing.stop()
 
 
 if __name__ == "__main__":

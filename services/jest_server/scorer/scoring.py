@@ -132,7 +132,8 @@ class Scoring:
         if self.sources is None:
             raise UnscorableShard("SOURCES_NOT_READ", "this scorer reads no sources: JEST_SOURCE_PREFIXES is empty")
         try:
-            return await self.sources.inputs(self.reference, sources)
+            with tracing.span("scorer.read"):
+                return await self.sources.inputs(self.reference, sources)
         except UnreadableSource as error:
             raise UnscorableShard(error.reason, str(error)) from error
 

@@ -98,6 +98,7 @@ class Worker:
         for claim in claims:
             self._metrics.reclaimed.inc()
             _log.warning("shard taken over", shard=claim.shard.shard_id, deliveries=claim.deliveries)
+            self._trace_wait(claim)
             if claim.deliveries > self._settings.max_deliveries:
                 await self._set_aside(claim, "TOO_MANY_DELIVERIES", f"{claim.deliveries - 1} scorers did not finish it")
             else:
@@ -128,6 +129,7 @@ class Worker:
                     self._slots.release()
                     self._room.release()
             for claim in claims:
+                self._trace_wait(claim)
                 self._begin(claim)
 
     async def drain(self) -> None:
@@ -158,6 +160,15 @@ class Worker:
         task = asyncio.create_task(self._work(claim))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _trace_wait(self, claim: Claim) -> None:
+        """Puts the time that it was queued into its trace, now that this scorer has it."""
+        parent = claim.shard.traceparent
+        if not parent:  # who queued it records no spans: it would be a trace of its own
+            return
+        with tracing.span("scorer.queue", parent=parent, kind="consumer", since_s=claim.queued_at_s) as span:
+            if span is not None:
+                span.set_attributes(self._attributes(claim))
 
     async def _work(self, claim: Claim) -> None:
         started = time.monotonic()
@@ -192,7 +203,7 @@ class Worker:
             try:
                 with tracing.span("scorer.shard", parent=claim.shard.traceparent, kind="consumer") as span:
                     if span is not None:
-                        span.set_attributes(_attributes(claim))
+                        span.set_attributes(self._attributes(claim))
                     result = await self._scoring.score(claim.shard, on_wait=on_wait)
                     if span is not None:
                         span.set_attribute("jest.inferred", result.inferred)
@@ -230,18 +241,22 @@ class Worker:
             detail=f"shard {shard.shard_id}: {detail}",
             at_s=time.time(),
         )
-        if await self._store.dead_letter(letter):
+        with tracing.span("scorer.set_aside", parent=shard.traceparent, kind="consumer") as span:
+            if span is not None:
+                span.set_attributes(self._attributes(claim) | {"jest.reason": reason, "jest.detail": detail})
+            is_first = await self._store.dead_letter(letter)
+        if is_first:
             self._metrics.dead_letters.labels(reason).inc()
         self._metrics.shards.labels("dead_lettered").inc()
         _log.error("super-batch set aside", reason=reason, detail=detail)
 
-
-def _attributes(claim: Claim) -> dict[str, str | int]:
-    shard = claim.shard
-    return {
-        "jest.job": shard.job,
-        "jest.super_batch": shard.super_batch_id,
-        "jest.shard": shard.shard_id,
-        "jest.examples": len(shard.keys),
-        "jest.deliveries": claim.deliveries,
-    }
+    def _attributes(self, claim: Claim) -> dict[str, str | int]:
+        shard = claim.shard
+        return {
+            "jest.job": shard.job,
+            "jest.super_batch": shard.super_batch_id,
+            "jest.shard": shard.shard_id,
+            "jest.examples": len(shard.keys),
+            "jest.deliveries": claim.deliveries,
+            "jest.consumer": self._settings.consumer,
+        }

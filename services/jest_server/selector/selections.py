@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jest_core import selection_seed
 from jest_proto import tracing
@@ -33,6 +33,7 @@ from jest_server.selector.submissions import gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     import torch
 
@@ -248,16 +249,16 @@ class Selections:
             return Outcome(decision, None)
 
     async def _decide_in_flight(self, assembly: Assembly) -> Outcome:
-        with tracing.span("selector.wait_learner"):
+        with _stage("selector.wait_learner", assembly):
             await self._until_complete(assembly)
         learner_at = time.monotonic()
         assembly.stage = "WAITING_FOR_REFERENCE"
         job = await self._jobs.get(assembly.job)
-        with tracing.span("selector.wait_reference"):
+        with _stage("selector.wait_reference", assembly):
             super_batch, joined, fallback_reason = await self._await_reference(assembly, job)
         reference_at = time.monotonic()
         assembly.stage = "COMPUTING"
-        with tracing.span("selector.compute"):
+        with _stage("selector.compute", assembly):
             decision, learnability = await self._compute(assembly, job, super_batch, joined, fallback_reason)
         timings = {
             "wait_learner": learner_at - assembly.started_at,
@@ -266,7 +267,7 @@ class Selections:
         }
         record_at = time.monotonic()
         decision = decision.model_copy(update={"timings_s": timings})
-        with tracing.span("selector.record"):
+        with _stage("selector.record", assembly):
             recorded = await self._store.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
         if recorded == decision:
             self._observe(recorded, learnability, record_s=time.monotonic() - record_at)
@@ -395,6 +396,11 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
             await event.wait()
     except TimeoutError:
         return
+
+
+def _stage(name: str, assembly: Assembly) -> AbstractContextManager[Any]:
+    """Records a stage of what all ranks wait for."""
+    return tracing.span(name, job=assembly.job, super_batch_id=assembly.super_batch_id)
 
 
 def _for_these(outcome: Outcome, call: Call, digest: str) -> Outcome:

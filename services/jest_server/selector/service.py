@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from jest_proto import tracing
 from jest_proto.tensors import encode
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc, tensors_pb2
 from jest_server import __version__
@@ -101,6 +102,7 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
         context: Context,
     ) -> selection_pb2.SubmitSuperBatchResponse:
         job, super_batch_id = self._admitted(request)
+        tracing.about(job, super_batch_id, request.rank)
         with bound(job=job, super_batch=super_batch_id, rank=request.rank):
             rows = Rows(
                 job,
@@ -126,6 +128,7 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
     ) -> selection_pb2.UploadExamplesResponse:
         header = await _header(request_iterator)
         job, super_batch_id = self._admitted(header)
+        tracing.about(job, super_batch_id, header.rank)
         with bound(job=job, super_batch=super_batch_id, rank=header.rank):
             limit, context_ids = self._settings.max_tensor_bytes, {"job": job, "super_batch_id": super_batch_id}
             nbytes = announced_bytes(header.tensors, max_bytes=limit)
@@ -141,6 +144,7 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
     ) -> selection_pb2.SelectSubBatchResponse:
         header = await _header(request_iterator)
         job, super_batch_id = self._admitted(header)
+        tracing.about(job, super_batch_id, header.rank)
         call = Call(job, super_batch_id, header.rank, header.world_size)
         with bound(job=job, super_batch=super_batch_id, rank=header.rank):
             check_header(header, await self._selections.policy_of(call))

@@ -223,6 +223,19 @@ async def test_a_released_shard_is_taken_at_once_and_counts_no_delivery(any_stor
     assert await any_store.queue_depth() == 0
 
 
+async def test_a_claim_tells_when_its_shard_was_queued_whoever_had_it_in_between(any_store, job):
+    await submit(any_store, job)
+    before_s = time.time()
+    await upload(any_store, job)
+    after_s = time.time()
+    (first,) = await any_store.claim("c", REFERENCE, count=1, block_s=1)
+    assert before_s - 0.001 <= first.queued_at_s <= after_s + 0.001
+    await any_store.release("c", [first])
+    (again,) = await any_store.claim("c", REFERENCE, count=1, block_s=1)
+    (taken,) = await any_store.reclaim("d", REFERENCE, idle_s=0, count=1)
+    assert first.queued_at_s == again.queued_at_s == taken.queued_at_s
+
+
 async def test_deliveries_add_up_over_releases_and_take_overs(any_store, job):
     await submit(any_store, job)
     await upload(any_store, job)

@@ -75,7 +75,7 @@ class Bench:
         self.job = f"job-{uuid.uuid4().hex[:8]}"
         self._ids = itertools.count()
 
-    async def queue(self, keys, *, version=None, features=None, values=None):
+    async def queue(self, keys, *, version=None, features=None, values=None, traceparent=""):
         """Puts a super-batch of one shard in flight and returns its id."""
         info = await self.model.info()
         await self.store.create_job(
@@ -102,6 +102,7 @@ class Bench:
             reference_version=version or info.version,
             keys=tuple(keys),
             features=packed if features is None else features,
+            traceparent=traceparent,
         )
         positions = tuple(range(len(keys)))
         await self.store.add_upload(
@@ -118,7 +119,7 @@ class Bench:
         return await until(lambda: self.store.get_dead_letter(self.job, super_batch_id))
 
     @asynccontextmanager
-    async def working(self, **settings):
+    async def working(self, sources=None, **settings):
         """Runs a worker for the length of the block."""
         defaults = {"consumer": uuid.uuid4().hex, "reclaim_idle_s": 0.3, "grace_s": 0.2}
         worker = Worker(
@@ -127,6 +128,7 @@ class Bench:
             self.model,
             ScorerSettings(**defaults | settings),
             ScorerMetrics(CollectorRegistry()),
+            sources,
         )
         await worker.watch_reference()
         stop = asyncio.Event()
