@@ -22,7 +22,7 @@ _CLASSES = {"selector": "SelectorSettings", "scorer": "ScorerSettings", "control
 _OWNED = {
     "allow_insecure", "cache_url", "consumer", "device", "drain_delay_s", "embeddings_url", "grace_s", "health_listen",
     "listen", "metrics_listen", "queue_url", "reference_model", "scratch_dir", "tls_certificate", "tls_client_ca",
-    "tls_key", "tokens_file", "triton_url",
+    "tls_key", "tokens_file", "tracing", "triton_url",
 }  # fmt: skip
 
 

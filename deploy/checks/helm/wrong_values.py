@@ -24,6 +24,11 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("control", "JEST_MICROBATCH"),
     ),
     "a setting that the chart owns": (TRIAL | {"settings": {"JEST_LISTEN": "x"}}, ("settings", "JEST_LISTEN")),
+    "a collector without a port": (
+        TRIAL | {"tracing": {"endpoint": "http://collector"}},
+        ("tracing", "endpoint"),
+    ),
+    "a share of traces above one": (TRIAL | {"tracing": {"ratio": 5}}, ("tracing", "ratio", "1")),
     "a digest that is none": (
         TRIAL | {"scorer": {"image": {"digest": "latest"}}},
         ("scorer", "digest", "sha256"),

@@ -178,6 +178,16 @@ readinessProbe:
 - name: JEST_EMBEDDINGS_URL
   value: {{ . | quote }}
 {{- end }}
+{{- if .root.Values.tracing.endpoint }}
+- name: JEST_TRACING
+  value: "true"
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .root.Values.tracing.endpoint | quote }}
+- name: OTEL_TRACES_SAMPLER
+  value: parentbased_traceidratio
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ .root.Values.tracing.ratio | quote }}
+{{- end }}
 {{- range $name, $value := merge (dict) .values.settings .root.Values.settings }}
 - name: {{ $name }}
   value: {{ include "jest.scalar" $value | quote }}
@@ -510,7 +520,7 @@ appendonly no
 {{- end }}
 {{- end -}}
 
-{{/* Where pods may connect to: (dict "root" $ "redis" true "triton" true "files" true). */}}
+{{/* Where pods may connect to: (dict "root" $ "redis" true "triton" true "files" true "traces" true). */}}
 {{- define "jest.egress" -}}
 {{- $root := .root -}}
 {{- $n := $root.Values.networkPolicy -}}
@@ -544,6 +554,11 @@ appendonly no
 {{- with $n.externalTriton }}
 {{ toYaml . }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- if and .traces $root.Values.tracing.endpoint }}
+{{- with $n.collector }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 {{- if .files }}
