@@ -10,7 +10,6 @@ import grpc
 import pytest
 
 import jest_trainer
-from end_to_end.learner import TinyLearner, super_batches
 from jest_core import SelectionPolicy
 from jest_proto import tracing
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
@@ -19,6 +18,7 @@ from jest_server.embedded.up import Stack
 from jest_server.logs import _with_trace
 from jest_server.model import Shard
 from support.collector import Collector
+from support.learner import TinyLearner, selected, super_batches
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
 
@@ -40,13 +40,7 @@ def traced(monkeypatch):
 def select_one(address, name):
     with jest_trainer.Client(address, deadline_s=30) as client:
         job = client.create_job(name, reference_model="jest_reference", policy=POLICY)
-        batches = jest_trainer.SelectedBatches(
-            job,
-            super_batches(count=1, rows=64, seed=31),
-            keys=lambda batch: batch["keys"],
-            features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
-            embed=TinyLearner(seed=0).embed,
-        )
+        batches = selected(job, TinyLearner(seed=0), super_batches(count=1, rows=64, seed=31))
         chosen = list(batches)
         assert len(chosen) == 1
         counters = job.counters()
