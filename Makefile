@@ -41,7 +41,7 @@ $(HELM_TOOLS)/.ready: deploy/checks/helm/requirements.txt
 
 helm-test: $(READY) $(HELM_TOOLS)/.ready ## Check the Helm chart with real helm 3 and 4, no cluster needed
 	$(HELM_TOOLS)/bin/python deploy/checks/helm/check.py
-	$(BIN)/python deploy/checks/helm/accepted.py
+	PYTHONPATH=deploy/checks:tests $(BIN)/python deploy/checks/helm/accepted.py
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -68,16 +68,16 @@ bench: $(READY) ## Measure the selection and the service on this machine (about 
 	$(BIN)/python benchmarks/plot_memory.py benchmarks/results/memory.json docs/memory.svg
 
 dashboards-test: $(READY) ## Check rules, alerts and dashboards against a real Prometheus (a minute)
-	PYTHONPATH=tests $(BIN)/python deploy/checks/dashboards
+	PYTHONPATH=deploy/checks:tests $(BIN)/python deploy/checks/dashboards
 
 report: $(READY) ## Draw the dashboards of a short training run: results/dashboards/*.png
-	PYTHONPATH=tests $(BIN)/python deploy/checks/dashboards --seconds 90 --report results/dashboards
+	PYTHONPATH=deploy/checks:tests $(BIN)/python deploy/checks/dashboards --seconds 90 --report results/dashboards
 
 dashboards: $(READY) ## Make docs/metrics.md and the dashboards' JSON again
 	$(BIN)/jest-server metrics > docs/metrics.md
 	$(BIN)/python deploy/observability/make_dashboards.py
 
-up: $(READY) ## Start the whole stack on this machine (Ctrl-C ends it)
+up: $(READY) ## Start the whole stack on this machine, MODEL_REPOSITORY=PATH (Ctrl-C ends it)
 	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))
 
 compose-test: $(READY) ## Build the images, run docker-compose.yml, and kill every service while a job trains

@@ -17,17 +17,12 @@ from conformance.speaker import Speaker, features, fresh_keys, refusal_of
 from jest_proto.v1 import jobs_pb2
 from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.embedded.own_process import OwnProcess
-from jest_server.model import ReferenceInfo, ReferenceInput, ShardResult
+from jest_server.model import ReferenceInput, ShardResult
+from support import super_batches
 from support.servers import queue_kinds, queue_server_of
 
-REFERENCE = ReferenceInfo(
-    name="ref",
-    version="1",
-    preprocessing_id="p",
-    scale=10.0,
-    bias=-10.0,
-    embedding_width=4,
-    inputs=(ReferenceInput(name="x", datatype="UINT8", shape=(100_000,)),),
+REFERENCE = super_batches.REFERENCE.model_copy(
+    update={"inputs": (ReferenceInput(name="x", datatype="UINT8", shape=(100_000,)),)}
 )
 ROWS_OF_A_MEGABYTE = 10
 POLICY = jobs_pb2.SelectionPolicy(sub_batch_size=4, num_chunks=2)

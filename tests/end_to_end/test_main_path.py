@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import jest_trainer
-from end_to_end.learner import TinyLearner, super_batches
 from jest_core import Embeddings, SelectionPolicy, select_sub_batch, selection_seed
+from support.learner import TinyLearner, selected, super_batches
 from support.polling import wait_until
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
@@ -21,17 +21,6 @@ POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
 def client(stack):
     with jest_trainer.Client(stack.address, deadline_s=30) as client:
         yield client
-
-
-def selected(job, learner, batches, **options):
-    return jest_trainer.SelectedBatches(
-        job,
-        batches,
-        keys=lambda batch: batch["keys"],
-        features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
-        embed=learner.embed,
-        **options,
-    )
 
 
 def test_a_training_loop_gets_its_own_batches_reduced_to_the_chosen_rows(client, unique):

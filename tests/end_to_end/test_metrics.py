@@ -9,9 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import jest_trainer
-from end_to_end.learner import TinyLearner, super_batches
 from jest_core import SelectionPolicy
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc
+from support.learner import TinyLearner, selected, super_batches
 from support.polling import wait_until
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
@@ -40,13 +40,7 @@ def samples(stack):
 def train(client, name, seed):
     job = client.create_job(name, reference_model="jest_reference", policy=POLICY)
     learner = TinyLearner(seed=0)
-    batches = jest_trainer.SelectedBatches(
-        job,
-        super_batches(count=STEPS, rows=ROWS, seed=seed),
-        keys=lambda batch: batch["keys"],
-        features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
-        embed=learner.embed,
-    )
+    batches = selected(job, learner, super_batches(count=STEPS, rows=ROWS, seed=seed))
     for batch in batches:
         learner.step(batch)
     return batches

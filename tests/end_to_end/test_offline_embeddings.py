@@ -16,12 +16,12 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 import jest_trainer
-from end_to_end.learner import TinyLearner, super_batches
 from jest_core import Embeddings, SelectionPolicy, select_sub_batch, selection_seed
 from jest_server.embedded.up import Stack
 from jest_server.embedding_codec import CODECS
 from jest_server.embeddings.examples import Example
 from support.example_data import example_members, hash_of, png, tiny_inputs, write_tar
+from support.learner import TinyLearner, super_batches
 from support.stack import WIDTH
 
 ROWS = 64

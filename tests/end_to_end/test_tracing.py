@@ -10,7 +10,6 @@ import grpc
 import pytest
 
 import jest_trainer
-from end_to_end.learner import TinyLearner, super_batches
 from jest_core import SelectionPolicy
 from jest_proto import tracing
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
@@ -20,28 +19,15 @@ from jest_server.embedded.up import Stack
 from jest_server.embedded.valkey import ValkeyServer
 from jest_server.logs import _with_trace
 from jest_server.model import Shard
+from support.learner import TinyLearner, selected, super_batches
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
-
-
-def batches_of(job, *, seed, count=1, **options):
-    """A loop over super-batches of 64 rows."""
-    return jest_trainer.SelectedBatches(
-        job,
-        super_batches(count=count, rows=64, seed=seed),
-        **{
-            "keys": lambda batch: batch["keys"],
-            "features": lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
-            "embed": TinyLearner(seed=0).embed,
-        }
-        | options,
-    )
 
 
 def select_one(address, name):
     with jest_trainer.Client(address, deadline_s=30) as client:
         job = client.create_job(name, reference_model="jest_reference", policy=POLICY)
-        batches = batches_of(job, seed=31)
+        batches = selected(job, TinyLearner(seed=0), super_batches(count=1, rows=64, seed=31))
         chosen = list(batches)
         assert len(chosen) == 1
         counters = job.counters()
@@ -102,7 +88,9 @@ def test_ranks_meet_in_one_trace_with_a_root_each(stack_repository, collector, u
         def train(rank):
             with jest_trainer.Client(stack.address, deadline_s=30) as client:
                 job = client.create_job(name, reference_model="jest_reference", policy=POLICY, world_size=world_size)
-                return len(list(batches_of(job, seed=40 + rank, count=2, rank=rank)))
+                return len(
+                    list(selected(job, TinyLearner(seed=0), super_batches(count=2, rows=64, seed=40 + rank), rank=rank))
+                )
 
         with futures.ThreadPoolExecutor(world_size) as ranks:
             assert list(ranks.map(train, range(world_size))) == [2] * world_size

@@ -14,7 +14,6 @@ import grpc
 import pytest
 
 import jest_trainer
-from end_to_end.learner import TinyLearner, super_batches
 from jest_core import SelectionPolicy
 from jest_proto import tracing
 from jest_server.bench.scoring_stack import ScoringStack
@@ -22,6 +21,7 @@ from jest_server.embedded.process import free_port
 from jest_server.embedded.triton import TritonServer
 from jest_server.embedded.up import Stack
 from support.collector import no_collector
+from support.learner import TinyLearner, selected, super_batches
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
 TESTS = Path(__file__).parents[1]
@@ -33,14 +33,10 @@ needs_triton = pytest.mark.skipif(TritonServer.available() is not None, reason=s
 def select_one(address, name, *, embed=None):
     with jest_trainer.Client(address, deadline_s=60) as client:
         job = client.create_job(name, reference_model="jest_reference", policy=POLICY)
-        batches = jest_trainer.SelectedBatches(
-            job,
-            super_batches(count=1, rows=64, seed=int(time.time() * 1000)),
-            keys=lambda batch: batch["keys"],
-            features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
-            embed=embed or TinyLearner(seed=0).embed,
-        )
-        return len(list(batches))
+        learner = TinyLearner(seed=0)
+        if embed is not None:
+            learner.embed = embed
+        return len(list(selected(job, learner, super_batches(count=1, rows=64, seed=int(time.time() * 1000)))))
 
 
 class Passing(grpc.GenericRpcHandler):

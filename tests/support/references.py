@@ -11,7 +11,7 @@ import torch
 
 from jest_server.model import ReferenceInput
 from jest_server.reference.export import ReferenceExport, Tower, export_reference
-from support import slow_model, tiny_towers
+from support import slow_model, tiny_reference, tiny_towers
 
 if TYPE_CHECKING:
     from jest_server.model import ReferenceInfo
@@ -41,6 +41,25 @@ def tiny_export(*, seed: int = 0, width: int = tiny_towers.WIDTH) -> ReferenceEx
 def export_tiny_reference(destination: Path, *, seed: int = 0) -> ReferenceInfo:
     """Makes a model repository that Triton and the in-process adapter can serve."""
     return export_reference(tiny_export(seed=seed), destination, template=TEMPLATE)
+
+
+def export_linear_reference(
+    destination: Path, image: tiny_reference.ImageTower, text: tiny_reference.TextTower, *, scale: float, bias: float
+) -> None:
+    """Makes a model repository of two linear towers on pictures of 32 by 32."""
+    width = image.project.out_features
+    pictures = IMAGE.model_copy(update={"shape": (3, 32, 32)})
+    options = {"width": width, "vocabulary": text.embed.num_embeddings}
+    export = ReferenceExport(
+        image=Tower("tiny_reference:ImageTower", image.state_dict(), (pictures,), {"width": width}),
+        text=Tower("tiny_reference:TextTower", text.state_dict(), (TOKENS,), options),
+        architecture=Path(tiny_reference.__file__),
+        scale=scale,
+        bias=bias,
+        embedding_width=width,
+        preprocessing_id="linear-v1",
+    )
+    export_reference(export, destination, template=TEMPLATE)
 
 
 def export_slow_model(repository: Path) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from jest_server.embedded.up import Stack
-from jest_server.model import ReferenceInput
-from jest_server.reference.export import ReferenceExport, Tower, export_reference
 from support import tiny_reference
+from support.references import export_linear_reference
 
-TEMPLATE = Path(__file__).parents[2] / "deploy" / "triton" / "model_repository"
 WIDTH = 16
 VOCABULARY = 1000
 
@@ -32,26 +28,7 @@ def stack_repository(tmp_path_factory):
     """Folder of a servable model repository."""
     image, text = make_towers()
     folder = tmp_path_factory.mktemp("reference") / "repository"
-    export = ReferenceExport(
-        image=Tower(
-            "tiny_reference:ImageTower",
-            image.state_dict(),
-            (ReferenceInput(name="image", datatype="UINT8", shape=(3, 32, 32)),),
-            {"width": WIDTH},
-        ),
-        text=Tower(
-            "tiny_reference:TextTower",
-            text.state_dict(),
-            (ReferenceInput(name="tokens", datatype="INT32", shape=(-1,)),),
-            {"width": WIDTH, "vocabulary": VOCABULARY},
-        ),
-        architecture=Path(tiny_reference.__file__),
-        scale=12.0,
-        bias=-6.0,
-        embedding_width=WIDTH,
-        preprocessing_id="tiny-v1",
-    )
-    export_reference(export, folder, template=TEMPLATE)
+    export_linear_reference(folder, image, text, scale=12.0, bias=-6.0)
     return folder
 
 

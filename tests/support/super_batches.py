@@ -29,6 +29,15 @@ REFERENCE = ReferenceInfo(
 )
 
 
+def reference_of_pictures(*, side, **fields):
+    """The same, but of pictures with captions."""
+    inputs = (
+        ReferenceInput(name="image", datatype="UINT8", shape=(3, side, side)),
+        ReferenceInput(name="tokens", datatype="INT32", shape=(-1,)),
+    )
+    return REFERENCE.model_copy(update={"inputs": inputs} | fields)
+
+
 def key_prefix():
     """A prefix that no other test uses, so that tests may share a server."""
     return f"{{test-{uuid.uuid4().hex[:12]}}}:"

@@ -1,21 +1,21 @@
 """Runs the embedded stack, a short training run and a Prometheus, and asks it everything the dashboards ask.
 
-`python deploy/checks/dashboards` fails on any panel without an answer. With `--report FOLDER` the panels are drawn.
+`make dashboards-test` fails on any panel without an answer; `make report` draws the panels too.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from common import ROOT, run, say
 from drawing import draw
 from panels import Dashboard, finite, read
-from prometheus import ROOT, RULES, Prometheus, running, tool
+from prometheus import RULES, Prometheus, running, tool
 from training import Runs, World, make_reference
 
 from jest_server import __version__
@@ -60,8 +60,9 @@ def main() -> None:
 def check_rules() -> None:
     """Checks the rules, and that every alert fires and stays silent as its tests say."""
     promtool = tool("promtool")
-    subprocess.run([promtool, "check", "rules", *map(str, sorted(RULES.glob("*.yaml")))], check=True)
-    subprocess.run([promtool, "test", "rules", str(ROOT / "tests" / "observability" / "alerts.yaml")], check=True)
+    run(promtool, "check", "rules", *sorted(RULES.glob("*.yaml")))
+    run(promtool, "test", "rules", ROOT / "tests" / "observability" / "alerts.yaml")
+    say("the rules are valid, and every alert fires and stays silent as its tests say")
 
 
 def targets(stack: Stack) -> dict[str, str]:
@@ -114,11 +115,6 @@ def silent(server: Prometheus, start_s: float, end_s: float) -> list[str]:
         for name in MUST_FIRE
         if not server.series(f'ALERTS{{alertname="{name}", alertstate="firing"}}', start_s, end_s)
     ]
-
-
-def say(sentence: str) -> None:
-    """Tells the person who runs this."""
-    print(sentence, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common import ROOT, TOOLS, expect, unpack_debian
 
 from jest_server.embedded.process import LOOPBACK, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
-TOOLS = ROOT / ".cache" / "tools" / "prometheus"
 RULES = ROOT / "deploy" / "observability" / "rules"
 START_TIMEOUT_S = 30.0
 
@@ -30,26 +30,14 @@ def tool(name: str) -> str:
     Raises:
         SystemExit: If there is none, and none to be had from apt.
     """
-    found = shutil.which(name) or shutil.which(name, path=str(TOOLS / "usr" / "bin"))
-    if found is None:
-        _fetch()
-        found = shutil.which(name, path=str(TOOLS / "usr" / "bin"))
+    unpacked = TOOLS / "prometheus"
+    found = shutil.which(name) or shutil.which(name, path=unpacked / "usr" / "bin")
+    if found is None and shutil.which("apt-get"):
+        unpack_debian("prometheus", unpacked)
+        found = shutil.which(name, path=unpacked / "usr" / "bin")
     if found is None:
         raise SystemExit(f"{name} is not on PATH, and apt has none: install Prometheus")
     return found
-
-
-def _fetch() -> None:
-    """Unpacks Debian's package without installing it: installed, it would start a server of its own."""
-    if shutil.which("apt-get") is None:
-        return
-    TOOLS.mkdir(parents=True, exist_ok=True)
-    if subprocess.run(["apt-get", "download", "-qq", "prometheus"], cwd=TOOLS, check=False).returncode:
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "download", "-qq", "prometheus"], cwd=TOOLS, check=True)
-    (package,) = TOOLS.glob("prometheus_*.deb")
-    subprocess.run(["dpkg-deb", "--extract", package, TOOLS], check=True)
-    package.unlink()
 
 
 class Prometheus:
@@ -77,8 +65,8 @@ class Prometheus:
         """
         give_up_at = time.monotonic() + START_TIMEOUT_S
         while len(self.ask("/api/v1/query", query="up == 1")["result"]) < targets:
-            if time.monotonic() > give_up_at:
-                raise SystemExit(f"not every target answers: {self.ask('/api/v1/query', query='up')['result']}")
+            up = self.ask("/api/v1/query", query="up")["result"]
+            expect(time.monotonic() < give_up_at, f"not every target answers: {up}")
             time.sleep(0.2)
 
     def ready(self) -> bool:

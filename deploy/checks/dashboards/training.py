@@ -10,24 +10,22 @@ import threading
 import time
 import urllib.request
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 import jest_trainer as jest
-from jest_server.model import ReferenceInput
-from jest_server.reference.export import ReferenceExport, Tower, export_reference
 from support import tiny_reference
+from support.learner import selected, sigmoid_step
+from support.references import export_linear_reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from jest_server.embedded.up import Stack
 
-TEMPLATE = Path(__file__).parents[2] / "triton" / "model_repository"
 WIDTH, WORDS, CONCEPTS, TOKENS = 32, 1000, 300, 8
 ROWS, EPOCH = 512, 12
 SCALE, BIAS = 12.0, -8.0
@@ -71,11 +69,8 @@ class Learner(nn.Module):
 
     def step(self, batch: Batch) -> None:
         """Trains once, by the sigmoid loss."""
-        logits = SCALE * self.image(batch["image"]) @ self.text(batch["tokens"]).T + BIAS
-        signs = 2 * torch.eye(len(logits)) - 1
-        self._optimizer.zero_grad()
-        (-functional.logsigmoid(signs * logits).sum() / len(logits)).backward()
-        self._optimizer.step()
+        image, text = self.image(batch["image"]), self.text(batch["tokens"])
+        sigmoid_step(self._optimizer, image, text, scale=SCALE, bias=BIAS)
 
 
 def make_reference(folder: Path, world: World) -> None:
@@ -83,21 +78,7 @@ def make_reference(folder: Path, world: World) -> None:
     model = Learner(seed=1)
     for number in range(150):
         model.step(world.batch(f"reference-{number}", 128, mismatched=0.0))
-    image, tokens = (
-        ReferenceInput(name="image", datatype="UINT8", shape=(3, 32, 32)),
-        ReferenceInput(name="tokens", datatype="INT32", shape=(-1,)),
-    )
-    options = {"width": WIDTH}
-    export = ReferenceExport(
-        image=Tower("tiny_reference:ImageTower", model.image.state_dict(), (image,), options),
-        text=Tower("tiny_reference:TextTower", model.text.state_dict(), (tokens,), options | {"vocabulary": WORDS}),
-        architecture=Path(tiny_reference.__file__),
-        scale=SCALE,
-        bias=BIAS,
-        embedding_width=WIDTH,
-        preprocessing_id="concepts-v1",
-    )
-    export_reference(export, folder, template=TEMPLATE)
+    export_linear_reference(folder, model.image, model.text, scale=SCALE, bias=BIAS)
 
 
 class Runs:
@@ -143,8 +124,8 @@ class Runs:
         batch = self._world.batch("troubled", ROWS)
         assert self._stack.scorer is not None
         with self._stack.paused("scorer"):
-            assert list(self._selected(troubled, [batch], Learner(seed=9)))
-        forgotten = self._selected(troubled, [self._world.batch("forgotten", ROWS)] * 3, Learner(seed=9), prefix="f-")
+            assert list(selected(troubled, Learner(seed=9), [batch]))
+        forgotten = selected(troubled, Learner(seed=9), [self._world.batch("forgotten", ROWS)] * 3, prefix="f-")
         iterator = iter(forgotten)
         next(iterator)  # two more are submitted ahead, and nobody asks for them
         for _ in range(10):
@@ -174,7 +155,7 @@ class Runs:
             reference_timeout_s=20,
         )
         learner = Learner(seed=len(name))
-        for batch in self._selected(job, self._batches(fresh=fresh), learner):
+        for batch in selected(job, learner, self._batches(fresh=fresh)):
             learner.step(batch)
             if self._stopping.wait(pause_s):
                 return
@@ -183,16 +164,6 @@ class Runs:
         while not self._stopping.is_set():
             for batch in self._data:
                 yield self._world.batch(f"fresh-{next(self._fresh)}", ROWS) if fresh else batch
-
-    def _selected(self, job: Any, batches: Any, learner: Learner, prefix: str = "") -> jest.SelectedBatches[Batch]:
-        return jest.SelectedBatches(
-            job,
-            batches,
-            keys=lambda batch: batch["keys"],
-            features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
-            embed=learner.embed,
-            prefix=prefix,
-        )
 
     def _run(self, work: Any) -> None:
         def guarded() -> None:

@@ -10,10 +10,11 @@ import asyncio
 import json
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
+
+from common import TOOLS, expect
 
 from jest_server.adapters.redis_cache import RedisEmbeddingCache
 from jest_server.adapters.redis_connection import connect
@@ -21,22 +22,14 @@ from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.embedded.process import LOOPBACK, ServerProcess, free_port
 from jest_server.embedded.valkey import executables
 from jest_server.errors import StoreUnavailable
-from jest_server.model import JobSpec, PolicySpec, ReferenceInfo, ReferenceInput
+from jest_server.model import JobSpec, PolicySpec
 from jest_server.security.transport import require_safe, tls_files
 from jest_server.settings import ControlSettings, EmbedSettings, ProcessSettings, ScorerSettings, SelectorSettings
+from support.super_batches import REFERENCE
 
-RENDERED = Path(__file__).resolve().parents[3] / ".cache/tools/helm-test/rendered.json"
+RENDERED = TOOLS / "helm-test/rendered.json"
 _SETTINGS = {"selector": SelectorSettings, "scorer": ScorerSettings, "control": ControlSettings}
-_REFERENCE = ReferenceInfo(
-    name="ref",
-    version="1",
-    preprocessing_id="p",
-    embedding_width=2,
-    scale=1.0,
-    bias=0.0,
-    inputs=(ReferenceInput(name="x", datatype="UINT8", shape=(1,)),),
-)
-_VALUE = b"12345678"
+_VALUE = bytes(range(REFERENCE.value_bytes))
 
 
 def main() -> None:
@@ -68,8 +61,7 @@ def _settings(scenario: str, component: str, environment: dict[str, str]) -> Non
     # Settings for all processes are given to all of them: each must be known to one.
     known = {field for kind in _SETTINGS.values() for field in kind.model_fields}
     unread = [n for n in expanded if n.startswith("JEST_") and n.removeprefix("JEST_").lower() not in known]
-    if unread:
-        sys.exit(f"helm-test: {scenario}: no process reads {', '.join(unread)}")
+    expect(not unread, f"helm-test: {scenario}: no process reads {', '.join(unread)}")
 
 
 async def _redis(stores: dict[str, dict[str, str]]) -> None:
@@ -80,9 +72,9 @@ async def _redis(stores: dict[str, dict[str, str]]) -> None:
             queue, cache = RedisSuperBatchStore.from_url(urls["queue"]), RedisEmbeddingCache.from_url(urls["cache"])
             spec = JobSpec(name="job", policy=PolicySpec(filter_ratio="0.5"))
             await queue.create_job(spec, now_s=1.0)
-            await cache.put(_REFERENCE, {"key": _VALUE})
-            if (await queue.get_job("job")).spec != spec or await cache.get(_REFERENCE, ["key"]) != [_VALUE]:
-                sys.exit("helm-test: the built-in Redis does not give back what was put in")
+            await cache.put(REFERENCE, {"key": _VALUE})
+            kept = (await queue.get_job("job")).spec == spec and await cache.get(REFERENCE, ["key"]) == [_VALUE]
+            expect(kept, "helm-test: the built-in Redis does not give back what was put in")
             await queue.close()
             await cache.close()
             for url in (urls["cache"], re.sub(r"//[^@]*@", "//", urls["queue"])):
@@ -93,7 +85,7 @@ async def _redis(stores: dict[str, dict[str, str]]) -> None:
                     continue
                 finally:
                     await stranger.close()
-                sys.exit(f"helm-test: {url.rpartition('@')[2]} lets strangers in")
+                raise SystemExit(f"helm-test: {url.rpartition('@')[2]} lets strangers in")
         finally:
             for server in servers:
                 server.stop(5)

@@ -17,22 +17,11 @@ from jest_server.adapters import source_reader
 from jest_server.adapters.source_reader import SourceReader
 from jest_server.embeddings.options import EmbedOptions
 from jest_server.errors import UnreadableSource
-from jest_server.model import ReferenceInfo, ReferenceInput
 from jest_server.sources import AllowedSources
 from support.pictures import png, write_tar
+from support.super_batches import reference_of_pictures
 
-REFERENCE = ReferenceInfo(
-    name="ref",
-    version="1",
-    preprocessing_id="p",
-    scale=1.0,
-    bias=0.0,
-    embedding_width=4,
-    inputs=(
-        ReferenceInput(name="image", datatype="UINT8", shape=(3, 32, 32)),
-        ReferenceInput(name="tokens", datatype="INT32", shape=(-1,)),
-    ),
-)
+REFERENCE = reference_of_pictures(side=32)
 
 
 def reader(*prefixes, function="inputs", **options):

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 import jest_trainer
-from end_to_end.learner import TinyLearner, super_batches
 from jest_core import SelectionPolicy
 from jest_server.embedded.triton import TritonServer
 from jest_server.embedded.up import Stack
 from jest_server.embedded.valkey import ValkeyServer
+from support.learner import TinyLearner, selected, super_batches
 
 COMMAND = Path(sys.executable).with_name("jest-server")
 
@@ -28,14 +28,7 @@ def select_some(address, name="job"):
         job = client.create_job(
             name, reference_model="jest_reference", policy=SelectionPolicy(filter_ratio=0.75, num_chunks=4)
         )
-        learner = TinyLearner(seed=0)
-        batches = jest_trainer.SelectedBatches(
-            job,
-            super_batches(count=2, rows=32, seed=1),
-            keys=lambda batch: batch["keys"],
-            features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
-            embed=learner.embed,
-        )
+        batches = selected(job, TinyLearner(seed=0), super_batches(count=2, rows=32, seed=1))
         assert [len(batch["keys"]) for batch in batches] == [8, 8]
         return job.counters()
 

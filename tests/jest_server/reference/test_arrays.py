@@ -4,21 +4,10 @@ import numpy as np
 import pytest
 
 from jest_server.errors import ReferenceModelError
-from jest_server.model import ReferenceInfo, ReferenceInput
 from jest_server.reference.arrays import checked_embedding, count_examples, neutral_example
+from support.super_batches import reference_of_pictures
 
-INFO = ReferenceInfo(
-    name="m",
-    version="v",
-    preprocessing_id="p",
-    scale=1.0,
-    bias=0.0,
-    embedding_width=3,
-    inputs=(
-        ReferenceInput(name="image", datatype="UINT8", shape=(3, 2, 2)),
-        ReferenceInput(name="tokens", datatype="INT32", shape=(-1,)),
-    ),
-)
+INFO = reference_of_pictures(side=2, name="m", embedding_width=3)
 
 
 def inputs(**changes):

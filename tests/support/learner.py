@@ -1,4 +1,4 @@
-"""A learner small enough that a step costs milliseconds, and data for it."""
+"""A learner small enough that a step costs milliseconds, data for it, and how it meets the server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import jest_trainer
 from jest_core import Embeddings
 
 
@@ -30,14 +31,18 @@ class TinyLearner(nn.Module):
         return Embeddings(image, text, scale=10.0, bias=-5.0)
 
     def step(self, batch) -> float:
-        image, text = self(batch)
-        logits = 10.0 * image @ text.T - 5.0
-        signs = 2 * torch.eye(len(logits)) - 1
-        loss = -functional.logsigmoid(signs * logits).sum() / len(logits)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
+        return sigmoid_step(self.optimizer, *self(batch), scale=10.0, bias=-5.0)
+
+
+def sigmoid_step(optimizer, image, text, *, scale: float, bias: float) -> float:
+    """Trains once, by the pairwise sigmoid loss."""
+    logits = scale * image @ text.T + bias
+    signs = 2 * torch.eye(len(logits)) - 1
+    loss = -functional.logsigmoid(signs * logits).sum() / len(logits)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 def super_batches(*, count: int, rows: int, seed: int):
@@ -49,3 +54,15 @@ def super_batches(*, count: int, rows: int, seed: int):
             "image": torch.randint(0, 256, (rows, 3, 32, 32), generator=generator, dtype=torch.uint8),
             "tokens": torch.randint(1, 1000, (rows, 16), generator=generator, dtype=torch.int32),
         }
+
+
+def selected(job, learner, batches, **options) -> jest_trainer.SelectedBatches:
+    """Reduces super-batches such as those above to what the server chooses of them for the learner."""
+    return jest_trainer.SelectedBatches(
+        job,
+        batches,
+        keys=lambda batch: batch["keys"],
+        features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
+        embed=learner.embed,
+        **options,
+    )
