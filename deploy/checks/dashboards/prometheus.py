@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import ROOT, TOOLS, expect, unpack_debian
 
-from jest_server.embedded.process import LOOPBACK, free_port
+from jest_server.embedded.process import LOOPBACK, ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 
 RULES = ROOT / "deploy" / "observability" / "rules"
 START_TIMEOUT_S = 30.0
+STOP_GRACE_S = 10.0
 
 
 def tool(name: str) -> str:
@@ -70,18 +69,16 @@ class Prometheus:
             time.sleep(0.2)
 
     def ready(self) -> bool:
-        """Whether it answers."""
-        try:
-            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=1):  # noqa: S310 - our own server
-                return True
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            return False
+        """Whether it answers; raises an ``OSError`` if not."""
+        with urllib.request.urlopen(f"{self._url}/-/ready", timeout=1):  # noqa: S310 - our own server
+            return True
 
 
 @contextmanager
 def running(targets: dict[str, str], folder: Path) -> Iterator[Prometheus]:
     """Runs a server that scrapes ``HOST:PORT`` of each job every second, with the project's rules."""
     port = free_port()
+    server, process = Prometheus(f"http://{LOOPBACK}:{port}"), ServerProcess("prometheus", folder / "prometheus.log")
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [f"{RULES}/*.yaml"],
@@ -91,25 +88,14 @@ def running(targets: dict[str, str], folder: Path) -> Iterator[Prometheus]:
     }
     file = folder / "prometheus.yml"
     file.write_text(json.dumps(config))  # JSON is YAML
-    with (folder / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                tool("prometheus"),
-                f"--config.file={file}",
-                f"--storage.tsdb.path={folder / 'series'}",
-                f"--web.listen-address={LOOPBACK}:{port}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
+    command = [
+        tool("prometheus"),
+        f"--config.file={file}",
+        f"--storage.tsdb.path={folder / 'series'}",
+        f"--web.listen-address={LOOPBACK}:{port}",
+    ]
+    process.start(command, ready=server.ready, timeout_s=START_TIMEOUT_S)
     try:
-        server = Prometheus(f"http://{LOOPBACK}:{port}")
-        give_up_at = time.monotonic() + START_TIMEOUT_S
-        while not server.ready():
-            if process.poll() is not None or time.monotonic() > give_up_at:
-                raise SystemExit(f"Prometheus did not start:\n{(folder / 'prometheus.log').read_text()}")
-            time.sleep(0.1)
         yield server
     finally:
-        process.terminate()
-        process.wait()
+        process.stop(STOP_GRACE_S)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 import typer
 
+from jest_server.command_line import say
 from jest_server.embedded.own_process import OwnHttpProcess, OwnProcess
 from jest_server.embedded.process import LOOPBACK, ServerStartError
 from jest_server.embedded.triton import TritonServer
@@ -239,7 +240,7 @@ def run_until_interrupted(*, model_repository: Path, listen: str, reference_mode
     host, _, port = listen.rpartition(":")
     if host not in {LOOPBACK, "localhost"} or not port.isdecimal():
         raise typer.BadParameter(f"is {listen!r}, expected {LOOPBACK}:PORT: the embedded stack stays on this machine")
-    stack = Stack(model_repository, reference_model=reference_model, port=int(port), data_dir=data_dir, on_event=_say)
+    stack = Stack(model_repository, reference_model=reference_model, port=int(port), data_dir=data_dir, on_event=say)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -249,19 +250,15 @@ def run_until_interrupted(*, model_repository: Path, listen: str, reference_mode
         signal.signal(number, interrupt)
     try:
         with stack:
-            _say("")
+            say("")
             for what, where in stack.endpoints().items():
-                _say(f"{what:<18} {where}")
+                say(f"{what:<18} {where}")
             for stand_in in stack.stand_ins:
-                _say(f"stand-in: {stand_in}")
-            _say(f"{'logs':<18} {stack.data_dir}\n\nready; Ctrl-C drains and ends everything")
+                say(f"stand-in: {stand_in}")
+            say(f"{'logs':<18} {stack.data_dir}\n\nready; Ctrl-C drains and ends everything")
             stack.wait()
     except KeyboardInterrupt:
-        _say("all ended")
+        say("all ended")
     except ServerStartError as error:
-        _say(str(error))
+        say(str(error))
         raise typer.Exit(1) from error
-
-
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)

@@ -20,21 +20,27 @@ _MAX_LABEL_BYTES = 256
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One rank's rows of a super-batch as it submits them; see the contract for what is optional."""
+class OfRank:
+    """What is one rank's, of one super-batch."""
 
     job: str
     super_batch_id: str
     rank: int
+
+    def context(self) -> dict[str, str]:
+        """Returns the ids for errors and logs."""
+        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
+
+
+@dataclass(frozen=True)
+class Rows(OfRank):
+    """One rank's rows of a super-batch as it submits them; see the contract for what is optional."""
+
     world_size: int
     keys: tuple[str, ...]
     step: int | None = None
     group_labels: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
-
-    def context(self) -> dict[str, str]:
-        """Returns the ids for errors."""
-        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
 
     def digest(self) -> str:
         """Names the content."""

@@ -28,7 +28,7 @@ from jest_server.model import DeadLetter, Decision
 from jest_server.selector.assembly import Outcome
 from jest_server.selector.choosing import Chosen, Inputs, Question, choose, rule
 from jest_server.selector.joining import Joined, join_reference
-from jest_server.selector.rows import check_rank
+from jest_server.selector.rows import OfRank, check_rank
 from jest_server.selector.submissions import gone
 
 if TYPE_CHECKING:
@@ -65,17 +65,10 @@ class Scheduler(Protocol):
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(OfRank):
     """Who asks for which selection."""
 
-    job: str
-    super_batch_id: str
-    rank: int
     world_size: int
-
-    def context(self) -> dict[str, str]:
-        """Returns the ids for errors and logs."""
-        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
 
 
 class Selections:

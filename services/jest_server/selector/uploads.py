@@ -12,6 +12,7 @@ from jest_proto.tensors import as_numpy
 from jest_server import records
 from jest_server.errors import InvalidField
 from jest_server.model import Shard
+from jest_server.selector.rows import OfRank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,19 +23,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Upload:
+class Upload(OfRank):
     """The features of some of a rank's rows, complete and checked against their checksums."""
 
-    job: str
-    super_batch_id: str
-    rank: int
     positions: tuple[int, ...]
     specs: Sequence[tensors_pb2.TensorSpec]
     buffers: Sequence[Bytes]
-
-    def context(self) -> dict[str, str]:
-        """Returns the ids for errors."""
-        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
 
 
 def check_upload(upload: Upload, rows: int, reference: ReferenceInfo) -> None:
