@@ -128,8 +128,7 @@ def test_a_call_that_a_dead_selector_left_unanswered_goes_on_in_the_same_span(st
 
 
 @needs_triton
-@pytest.mark.parametrize("kind", ["absent", "silent"])
-def test_processes_end_in_time_without_a_collector_that_answers(kind, stack_repository, traced, unique):
+def test_processes_end_in_time_without_a_collector_that_answers(stack_repository, traced, unique):
     """With nothing in hand, what is left of the time to stop is what tracing takes."""
     trainer = (
         "import sys, time\nsys.path.insert(0, sys.argv[3])\n"
@@ -137,7 +136,7 @@ def test_processes_end_in_time_without_a_collector_that_answers(kind, stack_repo
         "assert select_one(sys.argv[1], sys.argv[2]) == 1\n"
         "print(time.monotonic(), flush=True)"
     )
-    with no_collector(kind) as port:
+    with no_collector("silent") as port:
         traced(port, timeout_s=EXPORTER_S)
         with ScoringStack(stack_repository, scorers=1) as stack:
             command = [sys.executable, "-c", trainer, stack.address, unique("unheard"), str(TESTS)]

@@ -13,12 +13,14 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
     SentinelManagedSSLConnection,
 )
+from redis.backoff import NoBackoff
 
 SCHEMES = ("redis+sentinel", "rediss+sentinel")
 _PORT = 26379
@@ -61,6 +63,8 @@ def sentinel_pool(url: str, *, connect_timeout_s: float, answer_timeout_s: float
     encrypted = primary.pop("connection_class", None) is SSLConnection
     sentinel_options: dict[str, Any] = {key: value for key, value in primary.items() if key.startswith(_OF_TLS)}
     sentinel_options |= {key: value for key, value in own.items() if value is not None}
+    # One that is away is not asked again and again, as redis-py would for seconds: the next one knows as much.
+    sentinel_options["retry"] = Retry(NoBackoff(), 0)
     sentinels = Sentinel(  # type: ignore[no-untyped-call]
         addresses,
         sentinel_kwargs=sentinel_options

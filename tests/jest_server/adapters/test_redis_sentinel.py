@@ -32,8 +32,9 @@ class Watched:
 
     @property
     def url(self):
+        """Most of the Sentinels that it names are away."""
         return (
-            f"rediss+sentinel://jest:s%40fe@127.0.0.1:1,127.0.0.1:{self.ports['sentinel']}/queue/0"
+            f"rediss+sentinel://jest:s%40fe@127.0.0.1:1,127.0.0.1:2,127.0.0.1:3,127.0.0.1:{self.ports['sentinel']}/queue/0"
             f"?ssl_ca_certs={self.authority.certificate}&sentinel_username=guard&sentinel_password=watch%2Fful"
         )
 
