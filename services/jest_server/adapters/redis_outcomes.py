@@ -16,7 +16,6 @@ from jest_server.model import (
     DeadLetter,
     Decision,
     Limits,
-    LineState,
     ReferenceInfo,
     RequeueStatus,
 )
@@ -233,24 +232,6 @@ class RedisOutcomes(RedisRegistry):
             )
         parts = (text(found).partition("/") for found in members)
         return [(job, super_batch_id) for job, _, super_batch_id in parts]
-
-    async def lines(self) -> list[LineState]:
-        """See the port."""
-        async with answering("queue"):
-            lines: Any = await self._client.hgetall(self._keys.lines)
-        found = []
-        for line, held in sorted((text(line), json.loads(held)) for line, held in lines.items()):
-            async with answering("queue"):
-                jobs = [text(job) for job in await self._client.zrange(self._keys.turns(line), 0, -1)]
-            async with answering("queue"), self._client.pipeline(transaction=False) as pipe:
-                pipe.xlen(self._keys.shards(line))
-                for job in jobs:
-                    pipe.zcard(self._keys.waiting(line, job))
-                scoring, *waiting = await run(pipe)
-            counts = {job: count for job, count in zip(jobs, waiting, strict=True) if count}
-            if counts or scoring:
-                found.append(LineState(**held, waiting=counts, scoring=scoring))
-        return sorted(found, key=lambda line: (line.model, line.version))
 
 
 def _place(ends_ms: int, super_batch_id: str) -> str:

@@ -7,6 +7,7 @@ belongs to the consumer that claimed it, and Redis hands it to another only if i
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from jest_server import records
 from jest_server.adapters.redis_connection import answering, connect, milliseconds, run, script, text
 from jest_server.adapters.redis_keys import DEFAULT_PREFIX, GROUP, Keys, line_of
 from jest_server.errors import StoreUnavailable
-from jest_server.model import Claim, MemoryUse, News, Shard
+from jest_server.model import Claim, LineState, MemoryUse, News, Shard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -146,6 +147,24 @@ class RedisShardQueue:
                         _line(shard),
                     ],
                 )
+
+    async def lines(self) -> list[LineState]:
+        """See the port."""
+        async with answering("queue"):
+            lines: Any = await self._client.hgetall(self._keys.lines)
+        found = []
+        for line, held in sorted((text(line), json.loads(held)) for line, held in lines.items()):
+            async with answering("queue"):
+                jobs = [text(job) for job in await self._client.zrange(self._keys.turns(line), 0, -1)]
+            async with answering("queue"), self._client.pipeline(transaction=False) as pipe:
+                pipe.xlen(self._keys.shards(line))
+                for job in jobs:
+                    pipe.zcard(self._keys.waiting(line, job))
+                scoring, *waiting = await run(pipe)
+            counts = {job: count for job, count in zip(jobs, waiting, strict=True) if count}
+            if counts or scoring:
+                found.append(LineState(**held, waiting=counts, scoring=scoring))
+        return sorted(found, key=lambda line: (line.model, line.version))
 
     async def memory(self) -> MemoryUse:
         """See the port."""

@@ -73,9 +73,7 @@ def main(settings: ScorerSettings | None = None) -> None:
 
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
-        cache = RedisEmbeddingCache.from_url(
-            settings.cache_url, precision=settings.cache_precision, shared=settings.share_cache
-        )
+        cache = RedisEmbeddingCache.from_settings(settings)
         await serve(settings, store, cache, reference_model(settings, counts), counts, serving.stop_on_signals())
 
     asyncio.run(run())
