@@ -12,7 +12,7 @@ TEST_PROCESSES ?= 2
 DEMO_OPTIONS := $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports contract bench compose-test dashboards-test helm-test report dashboards up proto clean
+.PHONY: help demo test check lint types imports contract bench compose-test dashboards-test helm-test report documents up proto clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ $(HELM_TOOLS)/.ready: deploy/checks/helm/requirements.txt
 	touch $@
 
 helm-test: $(READY) $(HELM_TOOLS)/.ready ## Check the Helm chart with real helm 3 and 4, no cluster needed
-	$(HELM_TOOLS)/bin/python deploy/checks/helm/check.py
+	PYTHONPATH=deploy/checks $(HELM_TOOLS)/bin/python deploy/checks/helm/check.py
 	PYTHONPATH=deploy/checks:tests $(BIN)/python deploy/checks/helm/accepted.py
 
 lint: $(READY)
@@ -73,16 +73,17 @@ dashboards-test: $(READY) ## Check rules, alerts and dashboards against a real P
 report: $(READY) ## Draw the dashboards of a short training run: results/dashboards/*.png
 	PYTHONPATH=deploy/checks:tests $(BIN)/python deploy/checks/dashboards --seconds 90 --report results/dashboards
 
-dashboards: $(READY) ## Make docs/metrics.md and the dashboards' JSON again
-	$(BIN)/jest-server metrics > docs/metrics.md
-	$(BIN)/python deploy/observability/make_dashboards.py
-
 up: $(READY) ## Start the whole stack on this machine, MODEL_REPOSITORY=PATH (Ctrl-C ends it)
 	$(BIN)/jest-server up $(if $(MODEL_REPOSITORY),--model-repository $(MODEL_REPOSITORY))
 
 compose-test: $(READY) ## Build the images, run docker-compose.yml, and kill every service while a job trains
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	PYTHONPATH=tests $(BIN)/python deploy/checks/compose.py $(if $(WHERE_POSSIBLE),--where-possible)
+
+documents: $(READY) $(HELM_TOOLS)/.ready ## Write what is made from code: the page of metrics, the dashboards, the chart's README and schema
+	$(BIN)/jest-server metrics > docs/metrics.md
+	$(BIN)/python deploy/observability/make_dashboards.py
+	PYTHONPATH=deploy/checks $(HELM_TOOLS)/bin/python deploy/checks/helm/documents.py
 
 proto: $(READY) ## Generate the protobuf code again
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python protos/generate.py

@@ -31,7 +31,7 @@ def jobs_of(registry):
 
 
 def test_the_page_of_metrics_is_what_the_code_has():
-    assert (DOCS / "metrics.md").read_text() == metrics_page.page(), "run: jest-server metrics > docs/metrics.md"
+    assert (DOCS / "metrics.md").read_text() == metrics_page.page(), "run: make documents"
 
 
 @pytest.mark.parametrize("each", EVERY, ids=lambda each: each.name)

@@ -78,7 +78,7 @@ def test_there_are_three_dashboards(dashboards):
 
 def test_the_dashboards_are_what_the_script_makes(dashboards, make_dashboards):
     made = {name: json.loads(text) for name, text in make_dashboards.files().items()}
-    assert dashboards == made, "run: make dashboards"
+    assert dashboards == made, "run: make documents"
 
 
 def test_grafana_s_own_library_reads_and_writes_them_without_loss(dashboards):

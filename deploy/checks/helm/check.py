@@ -20,9 +20,10 @@ import custom
 import jsonschema
 import kubernetes_validate
 import yaml
+from common import ROOT, run
 from documents import documents, leaves
 from objects import COMPONENT, pods_of, problems
-from tools import CHART, ROOT, helms, run, version
+from tools import CHART, helms, version
 from wrong_values import WRONG
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             package = _package(helm, Path(folder))
             for scenario in scenarios:
-                run([helm, "lint", "--strict", CHART, "--values", scenario])
+                run(helm, "lint", "--strict", CHART, "--values", scenario)
                 for kubernetes in KUBERNETES:
                     objects = _valid(helm, package, scenario, kubernetes)
                     seen |= {item["kind"] for item in objects}
@@ -75,12 +76,12 @@ def _files(scenarios: list[Path]) -> None:
     """Files as written by hand, and those that are made from others."""
     for name, content in documents().items():
         if (CHART / name).read_text() != content:
-            _fail(f"{name} is not what it is made from: run {sys.executable} deploy/checks/helm/documents.py")
+            _fail(f"{name} is not what it is made from: run make documents")
     config = "{extends: default, rules: {line-length: {max: 140}, document-start: disable}}"
-    run([BIN / "yamllint", "--strict", "-d", config, CHART / "Chart.yaml", CHART / "values.yaml", CHART / "ci"])
+    run(BIN / "yamllint", "--strict", "-d", config, CHART / "Chart.yaml", CHART / "values.yaml", CHART / "ci")
     schema = CHART / "values.schema.json"
-    run([BIN / "check-jsonschema", "--check-metaschema", schema])
-    run([BIN / "check-jsonschema", "--schemafile", schema, CHART / "values.yaml", *scenarios])
+    run(BIN / "check-jsonschema", "--check-metaschema", schema)
+    run(BIN / "check-jsonschema", "--schemafile", schema, CHART / "values.yaml", *scenarios)
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     declared = set(_declared(json.loads(schema.read_text()), ""))
     lacking = {path for path in declared if path != "global" and not _has(defaults, path.split("."))}
@@ -107,7 +108,7 @@ def _has(values: Any, path: list[str]) -> bool:
 
 def _package(helm: str, folder: Path) -> Path:
     """Packs the chart, looks for the files that come through links, and returns the archive."""
-    run([helm, "package", CHART, "--destination", folder])
+    run(helm, "package", CHART, "--destination", folder)
     (archive,) = folder.glob("*.tgz")
     with tarfile.open(archive) as opened:
         names = {name.removeprefix("jest-server/") for name in opened.getnames()}
@@ -122,7 +123,7 @@ def _package(helm: str, folder: Path) -> Path:
 
 def _render(helm: str, chart: Path, scenario: Path, kubernetes: str, *more: str) -> list[Object]:
     command = [helm, "template", "jest", chart, "--namespace", _NAMESPACE, "--values", scenario]
-    return [item for item in yaml.safe_load_all(run([*command, "--kube-version", f"{kubernetes}.0", *more])) if item]
+    return [item for item in yaml.safe_load_all(run(*command, "--kube-version", f"{kubernetes}.0", *more)) if item]
 
 
 def _valid(helm: str, package: Path, scenario: Path, kubernetes: str) -> list[Object]:
@@ -243,10 +244,10 @@ def _policies(helm: str, scenarios: list[Path]) -> None:
                 if item["metadata"].get("annotations", {}).get("helm.sh/hook") == "test":
                     item["metadata"]["annotations"] |= _NOT_OF_TESTS
             (Path(folder) / scenario.name).write_text(yaml.safe_dump_all(objects))
-        run([
+        run(
             BIN / "checkov", "--config-file", HERE / "checkov.yaml", "--framework", "kubernetes", "--directory", folder,
             "--quiet", "--compact", "--skip-download",
-        ])  # fmt: skip
+        )  # fmt: skip
     print(f"checkov: every policy holds in {len(scenarios)} scenarios, but for the exceptions of checkov.yaml")
 
 

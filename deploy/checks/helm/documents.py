@@ -1,6 +1,6 @@
 """What is made from other files of the chart: README.md from values.yaml, the schema's names from settings.py.
 
-`python deploy/checks/helm/documents.py` writes them; `make helm-test` fails if they are not as written.
+`make documents` writes them; `make helm-test` fails if they are not as written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 from typing import TYPE_CHECKING
 
 import yaml
-from tools import CHART, ROOT
+from common import ROOT
+from tools import CHART
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

