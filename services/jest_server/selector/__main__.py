@@ -19,6 +19,7 @@ from jest_server.adapters.tiered_cache import with_embedding_files
 from jest_server.jobs import Jobs
 from jest_server.model import Retention
 from jest_server.selector.assembly import Assemblies
+from jest_server.selector.deciding import Decider
 from jest_server.selector.scheduling import SelectionScheduler
 from jest_server.selector.selections import Selections
 from jest_server.selector.service import JobServicer, SelectionServicer
@@ -43,16 +44,9 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
     assemblies = Assemblies(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
     jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
     scheduler = SelectionScheduler(settings.compute_threads)
-    selections = Selections(
-        store,
-        cache,
-        jobs,
-        assemblies,
-        scheduler,
-        counts,
-        device=_device(settings.device),
-        keep=Retention(settings.decision_keep_s, settings.decisions_kept),
-    )
+    keep = Retention(settings.decision_keep_s, settings.decisions_kept)
+    decider = Decider(store, cache, jobs, scheduler, counts, device=_device(settings.device), keep=keep)
+    selections = Selections(store, jobs, assemblies, decider, counts)
     server = serving.GrpcServer(settings, counts.rpc, max_message_bytes=settings.max_message_bytes)
     submissions = Submissions(store, cache, jobs, settings)
     selection_pb2_grpc.add_SelectionServiceServicer_to_server(
@@ -80,7 +74,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
     metrics_port = metrics.expose(registry, settings.metrics_listen)
     _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(_device(settings.device)))
     async with serving.background(
-        selections.listen,
+        decider.listen,
         partial(serving.every, settings.sweep_interval_s, selections.sweep, name="sweep"),
         partial(serving.every, settings.sweep_interval_s, selections.forget_ended_jobs, name="forget ended jobs"),
         partial(serving.every, 1.0, watch, name="watch"),
