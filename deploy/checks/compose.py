@@ -99,6 +99,7 @@ def main() -> None:
     with Engine() as engine, tempfile.TemporaryDirectory(prefix="jest-compose-") as folder:
         project = Project(engine, Path(folder))
         try:
+            _check_profiles(project)
             project.build()
             _check_images(project)
             services = _services(project)
@@ -118,6 +119,14 @@ def main() -> None:
             project("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20")
         _check_nothing_left(project)
     say("passed")
+
+
+def _check_profiles(project: Project) -> None:
+    """With a GPU, its selector and Triton take the others' place; they cannot be started without one."""
+    for profile in ("gpu", "demo-gpu"):
+        services = set(project("--profile", profile, "config", "--services").split())
+        expect({"selector-gpu", "triton-gpu"} <= services, f"profile {profile} has no selector or Triton: {services}")
+        expect(not {"selector", "triton"} & services, f"profile {profile} has two selectors or Tritons: {services}")
 
 
 def _services(project: Project) -> list[str]:
