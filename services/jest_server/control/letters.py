@@ -88,7 +88,7 @@ class DeadLetters:
         if status is not RequeueStatus.REQUEUED:
             raise QueueFull(
                 f"super-batches in flight of job {job!r} reach the limit of {spec.max_in_flight} (max_in_flight)",
-                context,
+                context | {"limit": "max_in_flight"},
                 retry_after_s=RETRY_S,
             )
         return now_s + spec.super_batch_ttl_s, reference

@@ -149,6 +149,7 @@ async def test_a_dead_letter_that_cannot_be_requeued_says_why(client, control):
         await submit(control.store, "job", f"sb-{number}")
     found = await problem(client.post("/v1/jobs/job/dead-letters/sb/requeue"), 429, "QUEUE_FULL")
     assert "reach the limit of 2 (max_in_flight)" in found["detail"]
+    assert found["metadata"]["limit"] == "max_in_flight"
     control.store._jobs["job"].set_aside.clear()
     await problem(client.post("/v1/jobs/job/dead-letters/sb/requeue"), 409, "NOT_KEPT")
 
