@@ -298,11 +298,11 @@ async def _endless(job: Callable[[], Awaitable[None]]) -> None:
     raise RuntimeError(f"{job!r} ended, expected to run until cancelled")
 
 
-async def every(interval_s: float, action: Callable[[], Awaitable[None]], *, name: str) -> None:
+async def every(interval_s: float | Callable[[], float], action: Callable[[], Awaitable[None]], *, name: str) -> None:
     """Repeats an action for ever; a failure is logged and the next turn tries again."""
     while True:
         try:
             await action()
         except errors.JestServerError as error:
             _log.warning("periodic action failed", action=name, message=error.message)
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(interval_s() if callable(interval_s) else interval_s)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from prometheus_client.parser import text_string_to_metric_families
 
 from jest_server.embedded.own_process import OwnProcess
-from jest_server.embedded.process import LOOPBACK
+from jest_server.embedded.process import LOOPBACK, ServerStartError
 from jest_server.embedded.triton import TritonServer
 from jest_server.embedded.valkey import ValkeyServer, executables
 
@@ -120,4 +120,8 @@ class ScoringStack:
 
     def _start(self, part: Part) -> None:
         self._exit.callback(part.stop)
-        part.start()
+        try:
+            part.start()
+        except ServerStartError as error:
+            error.add_note(f"Triton {'runs' if self.triton.alive else 'does not run'}")
+            raise

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SERVICE = "jest.scorer"
 """The scorer serves no calls; this is the name under which it answers health checks."""
+LONGEST_ABSENCE_S = 1.0
+"""How long at most before a reference model that was away is looked for again."""
 _log = logs.get_logger()
 
 
@@ -44,10 +46,14 @@ async def serve(
         await worker.watch_reference()
         await server.set_ready(ready=worker.ready)
 
+    def until_next_watch_s() -> float:
+        interval_s = settings.announce_interval_s
+        return interval_s if worker.ready else min(interval_s, LONGEST_ABSENCE_S)
+
     port = await server.start((SERVICE,))
     _log.info("scorer listens", port=port, consumer=settings.consumer)
     async with serving.background(
-        partial(serving.every, settings.announce_interval_s, watch, name="watch reference"),
+        partial(serving.every, until_next_watch_s, watch, name="watch reference"),
         partial(serving.every, settings.reclaim_idle_s / 4, worker.keep_hold, name="keep hold"),
         partial(serving.every, settings.reclaim_idle_s / 4, worker.take_over, name="take over"),
         worker.run,
