@@ -58,6 +58,7 @@ class ValkeyServer(Part):
         self.port = port
         self._options = {
             "appendonly": "yes" if append_only else "no",
+            "appendfsync": "always",  # what was acknowledged outlives the server, however busy the disk is
             "save": "",
             "maxmemory": str(max_memory_bytes),
             "maxmemory-policy": max_memory_policy,

@@ -310,9 +310,6 @@ async def test_news_go_on_though_their_numbers_start_again(redis_store, redis, k
 
 
 async def test_acknowledged_writes_survive_a_killed_server(own_server, own_store):
-    async with Redis.from_url(own_server.url) as client:
-        # By default, a write waits for up to two seconds while an earlier one is being synced.
-        await client.config_set("appendfsync", "always")
     await queue_one(own_store)
     own_server.kill()
     own_server.start()
