@@ -195,7 +195,7 @@ def _train_while_services_die(project: Project, folder: Path, services: list[str
     counters = _counters(project)
     accounted = counters["selected"] + counters["dead_lettered"] + counters["in_flight"]
     expect(counters["submitted"] == accounted, f"something is lost: {counters}")
-    # A killed Redis may forget the last second's decisions (docs/architecture.md): their super-batches are in flight again.
+    # A killed Redis may forget its last second (docs/architecture.md): what it had decided is in flight again.
     expect(counters["selected"] + counters["in_flight"] >= STEPS, f"too few decisions: {counters}")
     expect(counters["dead_lettered"] == 0, f"dead letters: {counters}")
     say(f"training ended well: {counters}; {json.loads((results / 'results.json').read_text())['verdict']}")
