@@ -59,12 +59,12 @@ contract: $(READY) proto
 	cd protos && ../$(BIN)/buf breaking --against '$(GIT_DIR)#ref=$(RELEASED),subdir=protos'
 
 bench: $(READY) ## Measure the selection and the service on this machine (about an hour)
-	$(BIN)/jest-server bench selection --json benchmarks/results/selection.json
-	$(BIN)/jest-server bench rpc --json benchmarks/results/rpc.json
-	$(BIN)/jest-server bench rounding --json benchmarks/results/rounding.json
+	$(BIN)/python -m jest_bench selection --json benchmarks/results/selection.json
+	$(BIN)/python -m jest_bench rpc --json benchmarks/results/rpc.json
+	$(BIN)/python -m jest_bench rounding --json benchmarks/results/rounding.json
 	$(BIN)/python benchmarks/stand_in/export.py .cache/stand_in_reference
-	$(BIN)/jest-server bench scorer --model-repository .cache/stand_in_reference --json benchmarks/results/scorer.json
-	$(BIN)/jest-server bench memory --model-repository .cache/stand_in_reference --json benchmarks/results/memory.json
+	$(BIN)/python -m jest_bench scorer --model-repository .cache/stand_in_reference --json benchmarks/results/scorer.json
+	$(BIN)/python -m jest_bench memory --model-repository .cache/stand_in_reference --json benchmarks/results/memory.json
 	$(BIN)/python benchmarks/plot_memory.py benchmarks/results/memory.json docs/memory.svg
 
 dashboards-test: $(READY) ## Check rules, alerts and dashboards against a real Prometheus (a minute)

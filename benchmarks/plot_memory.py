@@ -1,4 +1,4 @@
-"""Draws what `jest-server bench memory --json RESULT` saw: `python benchmarks/plot_memory.py RESULT PICTURE.svg`."""
+"""Draws what `python -m jest_bench memory --json RESULT` saw: `python benchmarks/plot_memory.py RESULT PICTURE.svg`."""
 
 from __future__ import annotations
 

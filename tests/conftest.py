@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-from jest_server.embedded.triton import TritonServer
+from jest_server.local.triton_server import TritonServer
 from support.collector import collector, traced
 from support.references import export_tiny_reference
 from support.servers import queue_kinds, queue_server_of, triton_on

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import towers
 
-from jest_server.model import ReferenceInput
+from jest_server.domain.references import ReferenceInput
 from jest_server.reference.export import ReferenceExport, Tower, export_reference
 
 TEMPLATE = Path(__file__).parents[2] / "deploy" / "triton" / "model_repository"

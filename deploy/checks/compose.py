@@ -24,7 +24,7 @@ from pathlib import Path
 from common import ROOT, expect, run, say
 from engine import BASES, Engine, NoEngine
 
-from jest_server.embedded.process import free_port
+from jest_server.local.process import free_port
 from support.certificates import make_authority, sign
 
 TARGETS = {

@@ -113,7 +113,7 @@ def _raw_bytes(name: str, array: Array) -> tuple[Datatype, tuple[int, ...], Byte
         raise TensorError(f"tensors[{name}]", f"element type {array.dtype} cannot be sent, expected one of {_names()}")
     if numpy_array:
         return datatype, shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    import torch  # noqa: PLC0415 - only who passes a torch tensor has torch
+    import torch  # noqa: PLC0415 - only who runs towers needs torch
 
     return datatype, shape, array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
@@ -259,7 +259,7 @@ def as_numpy(spec: pb.TensorSpec, data: Bytes | bytes | memoryview) -> npt.NDArr
 
 def as_torch(spec: pb.TensorSpec, data: Bytes) -> torch.Tensor:
     """Views raw bytes as the tensor that ``spec`` describes, in main memory, without copying."""
-    import torch  # noqa: PLC0415 - only who asks for a torch tensor has torch
+    import torch  # noqa: PLC0415 - only who runs towers needs torch
 
     dtype = getattr(torch, DATATYPES[spec.datatype].torch)
     if not data.nbytes:  # torch refuses to view nothing as another type

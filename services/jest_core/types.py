@@ -159,7 +159,7 @@ def _as_float(name: str, value: object) -> float:
 
 def _require_floats(name: str, tensor: Tensor, *, ndim: int, shape: str) -> None:
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")  # noqa: TRY004 - as above
+        raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")  # noqa: TRY004 - bad input is always ValueError
     if tensor.ndim != ndim or tensor.numel() == 0:
         raise ValueError(f"{name} must be a non-empty {shape}, not of shape {_show(tensor.shape)}")
     if tensor.dtype not in DTYPES:

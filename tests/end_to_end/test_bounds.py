@@ -15,9 +15,10 @@ import torch
 import jest_trainer as jest
 from conformance.speaker import Speaker, features, fresh_keys, refusal_of
 from jest_proto.v1 import jobs_pb2
-from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.embedded.own_process import OwnProcess
-from jest_server.model import ReferenceInput, ShardResult
+from jest_server.domain.references import ReferenceInput
+from jest_server.domain.shards import ShardResult
+from jest_server.local.jest_process import OwnProcess
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 from support import super_batches
 from support.servers import queue_kinds, queue_server_of
 

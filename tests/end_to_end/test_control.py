@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from conformance.speaker import Speaker, features, fresh_keys, unit_embeddings
-from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.embedded.own_process import OwnHttpProcess, OwnProcess
-from jest_server.embedded.process import ServerStartError
-from jest_server.model import DeadLetter
-from jest_server.security.tokens import add_token
+from jest_server.domain.dead_letters import DeadLetter
+from jest_server.local.jest_process import OwnHttpProcess, OwnProcess
+from jest_server.local.process import ServerStartError
+from jest_server.runtime.security.tokens import add_token
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 from support.certificates import make_authority, needs_openssl, sign
 from support.polling import wait_until
 from support.servers import queue_kinds, queue_server_of

@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import jest_trainer
 from jest_core import Embeddings, SelectionPolicy, select_sub_batch, selection_seed
-from jest_server.embedded.up import Stack
-from jest_server.embedding_codec import CODECS
-from jest_server.embeddings.examples import Example
+from jest_server.domain.embedding_codec import CODECS
+from jest_server.examples.decoding import Example
+from jest_server.local.stack import Stack
 from support.example_data import example_members, hash_of, png, tiny_inputs, write_tar
 from support.learner import TinyLearner, super_batches
 from support.stack import WIDTH
@@ -40,7 +40,7 @@ def embeddings_url(tmp_path, stack_repository):
         "JEST_MODEL_REPOSITORY": str(stack_repository),
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    command = [sys.executable, "-c", "from jest_server.cli import main; main()", "embed", "--key", "{shard}/{key}"]
+    command = [sys.executable, "-c", "from jest_server.cli.app import main; main()", "embed", "--key", "{shard}/{key}"]
     subprocess.run(command + options, cwd=tmp_path, env=os.environ | env, check=True, timeout=60)
     return str(tmp_path / "out")
 

@@ -10,10 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from conformance.speaker import Speaker, features, fresh_keys, unit_embeddings
 from jest_core import Embeddings
 from jest_proto.v1 import jobs_pb2
-from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.model import Submission
-from jest_server.selector.assembly import LearnerOutputs
-from jest_server.selector.choosing import Inputs, replay
+from jest_server.domain.super_batches import Submission
+from jest_server.selector.decide.choose import Inputs, replay
+from jest_server.selector.learner_outputs.pending import LearnerOutputs
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 
 ROWS = 16
 

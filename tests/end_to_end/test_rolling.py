@@ -9,13 +9,13 @@ import grpc
 import pytest
 
 from conformance.speaker import Speaker, features, fresh_keys, refusal_of, unit_embeddings
+from jest_bench.scoring_stack import ScoringStack
 from jest_proto.v1 import jobs_pb2
-from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.bench.scoring_stack import ScoringStack
-from jest_server.embedded.own_process import OwnProcess
-from jest_server.embedded.triton import TritonServer
+from jest_server.local.jest_process import OwnProcess
+from jest_server.local.triton_server import TritonServer
 from jest_server.reference.config import reference_info
 from jest_server.reference.repository import read_config
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 from support.polling import wait_until
 
 pytestmark = pytest.mark.skipif(TritonServer.available() is not None, reason=str(TritonServer.available()))

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import jest_trainer as jest
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc
-from jest_server import cli
-from jest_server.embedded.own_process import OwnProcess
-from jest_server.embedded.process import free_port
-from jest_server.security.tokens import add_token
+from jest_server.cli import app as cli_app
+from jest_server.local.jest_process import OwnProcess
+from jest_server.local.process import free_port
+from jest_server.runtime.security.tokens import add_token
 from support.certificates import make_authority, needs_openssl, sign
 from support.polling import wait_until
 from support.servers import queue_kinds, queue_server_of
@@ -192,7 +192,7 @@ def test_no_name_leads_out_of_a_tenants_own(selector, name):
 
 def test_tokens_are_made_and_taken_away_while_the_server_runs(selector):
     command = ["token", "vision", "--id", "night", "--file", str(selector.tokens), "--days", "30"]
-    made = CliRunner().invoke(cli.app, command)
+    made = CliRunner().invoke(cli_app.app, command)
     assert made.exit_code == 0, made.output
     token = made.stdout.strip()
     with selector.client(token) as client:
@@ -200,7 +200,7 @@ def test_tokens_are_made_and_taken_away_while_the_server_runs(selector):
         kept = [entry for entry in json.loads(selector.tokens.read_text()) if entry["id"] != "night"]
         selector.tokens.write_text(json.dumps(kept))
         wait_until(lambda: not served(client))
-    again = CliRunner().invoke(cli.app, ["token", "vision", "--id", "vision-1", "--file", str(selector.tokens)])
+    again = CliRunner().invoke(cli_app.app, ["token", "vision", "--id", "vision-1", "--file", str(selector.tokens)])
     assert again.exit_code == 2
     assert "is taken" in again.output
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jest_server.bench.jobs import BenchJob, DataSet
-from jest_server.bench.scoring_stack import ScoringStack
-from jest_server.embedded.triton import TritonServer
+from jest_bench.jobs import BenchJob, DataSet
+from jest_bench.scoring_stack import ScoringStack
+from jest_server.local.triton_server import TritonServer
 from support.polling import wait_until
 
 pytestmark = pytest.mark.skipif(TritonServer.available() is not None, reason=str(TritonServer.available()))

@@ -13,12 +13,12 @@ import jest_trainer
 from jest_core import SelectionPolicy
 from jest_proto import tracing
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
-from jest_server.adapters.redis_queue import _unpack_shard, pack_shard
-from jest_server.embedded.triton import TritonServer
-from jest_server.embedded.up import Stack
-from jest_server.embedded.valkey import ValkeyServer
-from jest_server.logs import _with_trace
-from jest_server.model import Shard
+from jest_server.domain.shards import Shard
+from jest_server.local.stack import Stack
+from jest_server.local.triton_server import TritonServer
+from jest_server.local.valkey_server import ValkeyServer
+from jest_server.runtime.logs import _with_trace
+from jest_server.stores.redis.shard_queue import _unpack_shard, pack_shard
 from support.learner import TinyLearner, selected, super_batches
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)

@@ -14,7 +14,7 @@ import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from jest_server import metrics_page
+from jest_server.runtime import metrics_page
 
 ROOT = Path(__file__).parents[2]
 OF_OTHERS = {"up", "nv_inference_request_success", "nv_inference_request_failure"}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jest_server.adapters.embedding_folder import EmbeddingFolder
-from jest_server.embeddings.format import Manifest, Origin, pack, space_of
-from jest_server.model import ReferenceInfo
+from jest_server.domain.references import ReferenceInfo
+from jest_server.stores.embedding_files.folder import EmbeddingFolder
+from jest_server.stores.embedding_files.format import Manifest, Origin, pack, space_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

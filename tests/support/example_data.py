@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from jest_server.embeddings.examples import Example
+    from jest_server.examples.decoding import Example
 
 SIDE = 32
 

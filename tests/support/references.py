@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from jest_server.model import ReferenceInput
+from jest_server.domain.references import ReferenceInput
 from jest_server.reference.export import ReferenceExport, Tower, export_reference
 from support import slow_model, tiny_reference, tiny_towers
 
 if TYPE_CHECKING:
-    from jest_server.model import ReferenceInfo
+    from jest_server.domain.references import ReferenceInfo
 
 TEMPLATE = Path(__file__).parents[2] / "deploy" / "triton" / "model_repository"
 IMAGE = ReferenceInput(name="image", datatype="UINT8", shape=(3, tiny_towers.SIDE, tiny_towers.SIDE))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from jest_server.embedded import valkey
-from jest_server.embedded.triton import TritonServer
+from jest_server.local import valkey_server
+from jest_server.local.triton_server import TritonServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def queue_kinds() -> list[str]:
     """Names of the Redis-like servers of this machine: "valkey", "redis"."""
-    return list(valkey.executables())
+    return list(valkey_server.executables())
 
 
 @contextmanager
-def queue_server_of(kind: str, data_dir: Path, *, append_only: bool = False) -> Iterator[valkey.ValkeyServer]:
+def queue_server_of(kind: str, data_dir: Path, *, append_only: bool = False) -> Iterator[valkey_server.ValkeyServer]:
     """Runs a server of one kind; the caller may kill, stop and start it."""
-    server = valkey.ValkeyServer(data_dir, executable=valkey.executables()[kind], append_only=append_only)
+    server = valkey_server.ValkeyServer(data_dir, executable=valkey_server.executables()[kind], append_only=append_only)
     server.start()
     try:
         yield server

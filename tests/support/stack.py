@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jest_server.embedded.up import Stack
+from jest_server.local.stack import Stack
 from support import tiny_reference
 from support.references import export_linear_reference
 

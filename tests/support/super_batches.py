@@ -5,18 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 
-from jest_server.model import (
-    DeadLetter,
-    Decision,
-    JobSpec,
-    Limits,
-    PolicySpec,
-    ReferenceInfo,
-    ReferenceInput,
-    Shard,
-    ShardResult,
-    Submission,
-)
+from jest_server.domain.dead_letters import DeadLetter
+from jest_server.domain.decisions import Decision
+from jest_server.domain.jobs import JobSpec
+from jest_server.domain.policies import PolicySpec
+from jest_server.domain.references import ReferenceInfo, ReferenceInput
+from jest_server.domain.shards import Shard, ShardResult
+from jest_server.domain.super_batches import Limits, Submission
 
 REFERENCE = ReferenceInfo(
     name="ref",

@@ -19,8 +19,8 @@ from prometheus import RULES, Prometheus, running, tool
 from training import Runs, World, make_reference
 
 from jest_server import __version__
-from jest_server.embedded.process import LOOPBACK
-from jest_server.embedded.up import Stack
+from jest_server.local.process import LOOPBACK
+from jest_server.local.stack import Stack
 
 JOB = "first"
 MUST_FIRE = ("JestFallbacks", "JestDeadLetters")

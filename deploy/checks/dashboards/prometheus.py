@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import ROOT, TOOLS, expect, unpack_debian
 
-from jest_server.embedded.process import LOOPBACK, ServerProcess, free_port
+from jest_server.local.process import LOOPBACK, ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from jest_server.embedded.up import Stack
+    from jest_server.local.stack import Stack
 
 WIDTH, WORDS, CONCEPTS, TOKENS = 32, 1000, 300, 8
 ROWS, EPOCH = 512, 12

@@ -16,15 +16,22 @@ from unittest import mock
 
 from common import TOOLS, expect
 
-from jest_server.adapters.redis_cache import RedisEmbeddingCache
-from jest_server.adapters.redis_connection import connect
-from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.embedded.process import LOOPBACK, ServerProcess, free_port
-from jest_server.embedded.valkey import executables
-from jest_server.errors import StoreUnavailable
-from jest_server.model import JobSpec, PolicySpec
-from jest_server.security.transport import require_safe, tls_files
-from jest_server.settings import ControlSettings, EmbedSettings, ProcessSettings, ScorerSettings, SelectorSettings
+from jest_server.domain.errors import StoreUnavailable
+from jest_server.domain.jobs import JobSpec
+from jest_server.domain.policies import PolicySpec
+from jest_server.local.process import LOOPBACK, ServerProcess, free_port
+from jest_server.local.valkey_server import executables
+from jest_server.runtime.security.transport import require_safe, tls_files
+from jest_server.runtime.settings import (
+    ControlSettings,
+    EmbedSettings,
+    ProcessSettings,
+    ScorerSettings,
+    SelectorSettings,
+)
+from jest_server.stores.redis.connection import connect
+from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 from support.super_batches import REFERENCE
 
 RENDERED = TOOLS / "helm-test/rendered.json"

@@ -17,7 +17,7 @@ from tools import CHART
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SETTINGS = ROOT / "services/jest_server/settings.py"
+_SETTINGS = ROOT / "services/jest_server/runtime/settings.py"
 _CLASSES = {"selector": "SelectorSettings", "scorer": "ScorerSettings", "control": "ControlSettings"}
 # Where they come from other values of the chart, or must fit the container's ports.
 _OWNED = {

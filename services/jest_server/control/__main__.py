@@ -12,23 +12,25 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from jest_proto import tracing
-from jest_server import logs, metrics, serving
-from jest_server.adapters.redis_cache import RedisEmbeddingCache
-from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.control.app import create_app
 from jest_server.control.guard import Guard
 from jest_server.control.traced import Traced
-from jest_server.errors import JestServerError
-from jest_server.jobs import Jobs
-from jest_server.security.rate import CallRates
-from jest_server.security.tokens import Tokens
-from jest_server.security.transport import TlsFiles, require_safe, tls_files
-from jest_server.settings import ControlSettings
+from jest_server.domain.errors import JestServerError
+from jest_server.runtime import logs, metrics
+from jest_server.runtime.health import Health
+from jest_server.runtime.lifecycle import every, stop_on_signals
+from jest_server.runtime.security.rate import CallRates
+from jest_server.runtime.security.tokens import Tokens
+from jest_server.runtime.security.transport import TlsFiles, require_safe, tls_files
+from jest_server.runtime.settings import ControlSettings
+from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.use_cases.jobs import Jobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jest_server.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
 
 SERVICE = "jest.control"
 """Under which name it answers gRPC health checks; what it serves, it serves over HTTP."""
@@ -68,21 +70,21 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
     server = _Server(config)
     listening = _listen(settings.listen)
     metrics_port = metrics.expose(registry, settings.metrics_listen)
-    serving_ = asyncio.create_task(server.serve(sockets=[listening]))
-    health = serving.Health()
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    health = Health()
     await health.start((SERVICE,), settings.health_listen)
     watching = asyncio.create_task(_watch(store, cache, health))
     _log.info("control listens", port=listening.getsockname()[1], metrics_port=metrics_port)
     renewing = asyncio.create_task(_renew(tls, config.ssl)) if tls is not None and config.ssl is not None else None
     waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait({waiting, serving_}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    if not serving_.done():
+    if not serving.done():
         _log.info("control drains")
         await health.drain()
         await asyncio.sleep(settings.drain_delay_s)
         server.should_exit = True
-    await serving_
+    await serving
     if renewing is not None:
         renewing.cancel()
     watching.cancel()
@@ -102,13 +104,13 @@ def main(settings: ControlSettings | None = None) -> None:
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
         cache = RedisEmbeddingCache.from_settings(settings)
-        await serve(settings, store, cache, serving.stop_on_signals())
+        await serve(settings, store, cache, stop_on_signals())
 
     asyncio.run(run())
     tracing.stop()
 
 
-async def _watch(store: SuperBatchStore, cache: EmbeddingCache, health: serving.Health) -> None:
+async def _watch(store: SuperBatchStore, cache: EmbeddingCache, health: Health) -> None:
     async def look() -> None:
         try:
             await store.ping()
@@ -118,7 +120,7 @@ async def _watch(store: SuperBatchStore, cache: EmbeddingCache, health: serving.
             raise
         await health.set_ready(ready=True)
 
-    await serving.every(WATCH_S, look, name="watch")
+    await every(WATCH_S, look, name="watch")
 
 
 def _listen(listen: str) -> socket.socket:

@@ -13,7 +13,6 @@ from pydantic.json_schema import models_json_schema
 from jest_server import __version__
 from jest_server.control import problems
 from jest_server.control.guard import API
-from jest_server.control.letters import DeadLetters
 from jest_server.control.views import (
     EXAMPLE_SPEC,
     DeadLetterPage,
@@ -29,22 +28,20 @@ from jest_server.control.views import (
     in_their_words,
     summary,
 )
-from jest_server.errors import JobUnknown, Stopping, SuperBatchUnknown
-from jest_server.model import (
-    CacheStats,
-    DeadLetter,
-    Decision,
-    Job,
-    JobName,
-    SuperBatchId,
-)
-from jest_server.security import tenants
+from jest_server.domain import tenants
+from jest_server.domain.dead_letters import DeadLetter
+from jest_server.domain.decisions import Decision
+from jest_server.domain.errors import JobUnknown, Stopping, SuperBatchUnknown
+from jest_server.domain.jobs import Job, JobName
+from jest_server.domain.storage import CacheStats
+from jest_server.domain.super_batches import SuperBatchId
+from jest_server.use_cases.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jest_server.jobs import Jobs
-    from jest_server.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.use_cases.jobs import Jobs
 
 LARGEST_PAGE: Final = 1000
 LARGEST_DECISION_PAGE: Final = 100

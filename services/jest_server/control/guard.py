@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from jest_server.control import problems
-from jest_server.errors import JestServerError, TooLarge
-from jest_server.security import tenants
+from jest_server.domain import tenants
+from jest_server.domain.errors import JestServerError, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from jest_server.metrics import ControlMetrics
-    from jest_server.security.rate import CallRates
-    from jest_server.security.tokens import Tokens
+    from jest_server.runtime.metrics import ControlMetrics
+    from jest_server.runtime.security.rate import CallRates
+    from jest_server.runtime.security.tokens import Tokens
 
 API: Final = "/v1"
 MAX_BODY_BYTES = 64 << 10

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from jest_server.errors import InvalidField, JestServerError, Unauthenticated
-from jest_server.logs import get_logger
-from jest_server.security import tenants
+from jest_server.domain import tenants
+from jest_server.domain.errors import InvalidField, JestServerError, Unauthenticated
+from jest_server.runtime.logs import get_logger
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request

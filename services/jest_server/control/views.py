@@ -6,17 +6,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from jest_server.model import (
-    Counters,
-    DeadLetter,
-    Decision,
-    Fallback,
-    JobName,
-    JobSpec,
-    LineState,
-    ReferenceInfo,
-)
-from jest_server.security import tenants
+from jest_server.domain import tenants
+from jest_server.domain.dead_letters import DeadLetter
+from jest_server.domain.decisions import Decision
+from jest_server.domain.jobs import Counters, JobName, JobSpec
+from jest_server.domain.policies import Fallback
+from jest_server.domain.references import ReferenceInfo
+from jest_server.domain.shards import QueueState
 
 R = TypeVar("R", Decision, DeadLetter)
 
@@ -129,7 +125,7 @@ class QueueView(View):
     shards: int = Field(ge=0)
     """Queued or being scored, of all jobs."""
     oldest_age_s: float = Field(ge=0)
-    lines: list[LineState]
+    lines: list[QueueState]
     """By version of a reference model; ``waiting`` tells of the caller's own jobs."""
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from jest_proto.tensors import DATATYPES
-from jest_server.errors import ReferenceModelError
+from jest_server.domain.errors import ReferenceModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jest_server.model import ReferenceInfo, ReferenceInput
+    from jest_server.domain.references import ReferenceInfo, ReferenceInput
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
     from tritonclient.grpc import model_config_pb2 as pb
 
-    from jest_server.model import ReferenceInfo, ReferenceInput
+    from jest_server.domain.references import ReferenceInfo, ReferenceInput
 
 ENSEMBLE = "jest_reference"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

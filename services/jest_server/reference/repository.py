@@ -20,7 +20,7 @@ import numpy.typing as npt
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from jest_server.errors import ReferenceModelError
+from jest_server.domain.errors import ReferenceModelError
 from jest_server.reference.arrays import checked_embedding
 from jest_server.reference.config import OUTPUTS, reference_info
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from jest_server.model import ReferenceInfo
+    from jest_server.domain.references import ReferenceInfo
 
 CONFIG = "config.pbtxt"
 WEIGHTS = "weights.safetensors"

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from jest_proto import tracing
-from jest_server import logs, metrics, serving
-from jest_server.adapters.redis_cache import RedisEmbeddingCache
-from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.adapters.tiered_cache import with_embedding_files
-from jest_server.adapters.triton import TritonReferenceModel, TritonSettings
+from jest_server.domain.sources import AllowedSources
+from jest_server.reference.from_settings import reference_model
+from jest_server.runtime import logs, metrics
+from jest_server.runtime.grpc_server import GrpcServer
+from jest_server.runtime.lifecycle import background, every, stop_on_signals
+from jest_server.runtime.settings import ScorerSettings
 from jest_server.scorer.worker import Worker
-from jest_server.settings import ScorerSettings
-from jest_server.sources import AllowedSources
+from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.tiered_cache import with_embedding_files
 
 if TYPE_CHECKING:
-    from jest_server.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore
-    from jest_server.reference.observing import Outcome
+    from jest_server.domain.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore
 
 SERVICE = "jest.scorer"
 """The scorer serves no calls; this is the name under which it answers health checks."""
@@ -40,7 +41,7 @@ async def serve(
     """Runs the scorer on the given store, cache and model until ``stop`` is set, then drains."""
     cache = with_embedding_files(cache, settings, counts.embedding_files)
     worker = Worker(store, cache, model, settings, counts, example_sources(settings))
-    server = serving.GrpcServer(settings, counts.rpc)
+    server = GrpcServer(settings, counts.rpc)
 
     async def watch() -> None:
         await worker.watch_reference()
@@ -52,10 +53,10 @@ async def serve(
 
     port = await server.start((SERVICE,))
     _log.info("scorer listens", port=port, consumer=settings.consumer)
-    async with serving.background(
-        partial(serving.every, until_next_watch_s, watch, name="watch reference"),
-        partial(serving.every, settings.reclaim_idle_s / 4, worker.keep_hold, name="keep hold"),
-        partial(serving.every, settings.reclaim_idle_s / 4, worker.take_over, name="take over"),
+    async with background(
+        partial(every, until_next_watch_s, watch, name="watch reference"),
+        partial(every, settings.reclaim_idle_s / 4, worker.keep_hold, name="keep hold"),
+        partial(every, settings.reclaim_idle_s / 4, worker.take_over, name="take over"),
         worker.run,
     ):
         await stop.wait()
@@ -80,7 +81,7 @@ def main(settings: ScorerSettings | None = None) -> None:
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
         cache = RedisEmbeddingCache.from_settings(settings)
-        await serve(settings, store, cache, reference_model(settings, counts), counts, serving.stop_on_signals())
+        await serve(settings, store, cache, reference_model(settings, counts), counts, stop_on_signals())
 
     asyncio.run(run())
     tracing.stop()
@@ -96,8 +97,8 @@ def example_sources(settings: ScorerSettings) -> ExampleSources | None:
         return None
     if not settings.preprocess:
         raise ValueError("JEST_PREPROCESS is not set, expected MODULE:FUNCTION: JEST_SOURCE_PREFIXES is")
-    from jest_server.adapters.source_reader import SourceReader  # noqa: PLC0415 - most scorers need neither fsspec ...
-    from jest_server.embeddings.options import EmbedOptions  # noqa: PLC0415 - ... nor pictures
+    from jest_server.examples.options import EmbedOptions  # noqa: PLC0415 - ... nor pictures
+    from jest_server.examples.source_reader import SourceReader  # noqa: PLC0415 - most scorers need neither fsspec ...
 
     options = EmbedOptions(
         data="-",
@@ -107,34 +108,6 @@ def example_sources(settings: ScorerSettings) -> ExampleSources | None:
         max_member_bytes=settings.max_source_bytes,
     )
     return SourceReader(AllowedSources(settings.source_prefixes), options)
-
-
-def reference_model(settings: ScorerSettings, counts: metrics.ScorerMetrics) -> ReferenceModel:
-    """Makes the adapter that the settings name; to be called inside the event loop that uses it."""
-
-    def observe(examples: int, seconds: float, outcome: Outcome) -> None:
-        counts.inference_duration.labels(outcome.value).observe(seconds)
-        counts.inference_examples.labels(outcome.value).inc(examples)
-
-    if settings.reference_backend == "triton":
-        triton = TritonSettings(
-            url=settings.triton_url,
-            model=settings.reference_model,
-            microbatch=settings.microbatch,
-            concurrency=settings.concurrent_inferences,
-            timeout_s=settings.inference_timeout_s,
-        )
-        return TritonReferenceModel(triton, on_inference=observe)
-    from jest_server.adapters.inprocess_reference import InProcessReferenceModel  # noqa: PLC0415 - needs torch
-
-    if settings.model_repository is None:
-        raise ValueError("JEST_MODEL_REPOSITORY is not set, expected a folder: reference_backend is in_process")
-    return InProcessReferenceModel(
-        settings.model_repository,
-        model=settings.reference_model,
-        microbatch=settings.microbatch,
-        on_inference=observe,
-    )
 
 
 if __name__ == "__main__":

@@ -17,16 +17,18 @@ import numpy.typing as npt
 
 from jest_proto import tracing
 from jest_proto.tensors import DATATYPES
-from jest_server import records
-from jest_server.errors import StoreUnavailable, UnreadableSource
-from jest_server.logs import get_logger
-from jest_server.model import Lease, ShardResult
+from jest_server.domain.errors import StoreUnavailable, UnreadableSource
+from jest_server.domain.shards import ShardResult
+from jest_server.domain.storage import Lease
+from jest_server.runtime.logs import get_logger
+from jest_server.stores import blobs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from jest_server.model import ReferenceInfo, Shard
-    from jest_server.ports import EmbeddingCache, ExampleSources, ReferenceModel
+    from jest_server.domain.ports import EmbeddingCache, ExampleSources, ReferenceModel
+    from jest_server.domain.references import ReferenceInfo
+    from jest_server.domain.shards import Shard
 
 
 FIRST_PAUSE_S = 0.005
@@ -140,7 +142,7 @@ class Scoring:
 
 def _unpacked(shard: Shard) -> tuple[dict[str, Any], memoryview]:
     try:
-        return records.unpack(shard.features)
+        return blobs.unpack(shard.features)
     except (TypeError, ValueError) as error:
         raise UnscorableShard("FEATURES_UNREADABLE", f"{type(error).__name__}: {error}") from error
 

@@ -12,18 +12,18 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from jest_proto import tracing
-from jest_server.errors import ReferenceModelError, StoreUnavailable
-from jest_server.logs import bound, get_logger
-from jest_server.model import DeadLetter
+from jest_server.domain.dead_letters import DeadLetter
+from jest_server.domain.errors import ReferenceModelError, StoreUnavailable
+from jest_server.runtime.logs import bound, get_logger
 from jest_server.scorer.scoring import Scoring, UnscorableShard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jest_server.metrics import ScorerMetrics
-    from jest_server.model import Claim
-    from jest_server.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore
-    from jest_server.settings import ScorerSettings
+    from jest_server.domain.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore
+    from jest_server.domain.shards import Claim
+    from jest_server.runtime.metrics import ScorerMetrics
+    from jest_server.runtime.settings import ScorerSettings
 
 CLAIM_BLOCK_S = 1.0
 READY_POLL_S = 0.25
@@ -183,7 +183,7 @@ class Worker:
                     await self._set_aside(claim, error.reason, str(error))
             except asyncio.CancelledError:
                 raise  # still in hand: drain gives it back
-            except Exception:  # noqa: BLE001 - a fault of ours must not stop the scorer
+            except Exception:  # noqa: BLE001 - the last line of defence: logged here, told to the caller as INTERNAL
                 # Nobody keeps this claim alive any more: it is taken over, and set aside if that happens too often.
                 _log.exception("shard failed")
                 del self._in_hand[claim.token]

@@ -12,22 +12,24 @@ from prometheus_client import CollectorRegistry
 
 from jest_proto import tracing
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc
-from jest_server import logs, metrics, serving
-from jest_server.adapters.redis_cache import RedisEmbeddingCache
-from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.adapters.tiered_cache import with_embedding_files
-from jest_server.jobs import Jobs
-from jest_server.model import Retention
-from jest_server.selector.assembly import Assemblies
-from jest_server.selector.deciding import Decider
-from jest_server.selector.scheduling import SelectionScheduler
-from jest_server.selector.selections import Selections
+from jest_server.domain.decisions import Retention
+from jest_server.runtime import logs, metrics
+from jest_server.runtime.grpc_server import GrpcServer
+from jest_server.runtime.lifecycle import background, every, stop_on_signals, tune_for_latency
+from jest_server.runtime.settings import SelectorSettings
+from jest_server.selector.decide.decision_maker import Decider
+from jest_server.selector.decide.scheduler import SelectionScheduler
+from jest_server.selector.decide.select import Selections
+from jest_server.selector.intake.submit import Submissions
+from jest_server.selector.learner_outputs.pending import Assemblies
 from jest_server.selector.service import JobServicer, SelectionServicer
-from jest_server.selector.submissions import Submissions
-from jest_server.settings import SelectorSettings
+from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.tiered_cache import with_embedding_files
+from jest_server.use_cases.jobs import Jobs
 
 if TYPE_CHECKING:
-    from jest_server.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -47,7 +49,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
     keep = Retention(settings.decision_keep_s, settings.decisions_kept)
     decider = Decider(store, cache, jobs, scheduler, counts, device=_device(settings.device), keep=keep)
     selections = Selections(store, jobs, assemblies, decider, counts)
-    server = serving.GrpcServer(settings, counts.rpc, max_message_bytes=settings.max_message_bytes)
+    server = GrpcServer(settings, counts.rpc, max_message_bytes=settings.max_message_bytes)
     submissions = Submissions(store, cache, jobs, settings)
     selection_pb2_grpc.add_SelectionServiceServicer_to_server(
         SelectionServicer(submissions, selections, assemblies, settings, server.rates), server.server
@@ -73,12 +75,12 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
     port = await server.start(SERVICES)
     metrics_port = metrics.expose(registry, settings.metrics_listen)
     _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(_device(settings.device)))
-    async with serving.background(
+    async with background(
         decider.listen,
-        partial(serving.every, settings.sweep_interval_s, selections.sweep, name="sweep"),
-        partial(serving.every, settings.sweep_interval_s, selections.forget_ended_jobs, name="forget ended jobs"),
-        partial(serving.every, 1.0, watch, name="watch"),
-        partial(serving.every, settings.sweep_interval_s, watch_memory, name="watch memory"),
+        partial(every, settings.sweep_interval_s, selections.sweep, name="sweep"),
+        partial(every, settings.sweep_interval_s, selections.forget_ended_jobs, name="forget ended jobs"),
+        partial(every, 1.0, watch, name="watch"),
+        partial(every, settings.sweep_interval_s, watch_memory, name="watch memory"),
     ):
         await stop.wait()
         _log.info("selector drains")
@@ -96,12 +98,12 @@ def main(settings: SelectorSettings | None = None) -> None:
     logs.configure(process="selector", log_format=settings.log_format, level=settings.log_level)
     if settings.tracing:
         tracing.start("jest-selector")
-    serving.answer_first()
+    tune_for_latency()
 
     async def run() -> None:
         store = RedisSuperBatchStore.from_url(settings.queue_url)
         cache = RedisEmbeddingCache.from_settings(settings)
-        await serve(settings, store, cache, serving.stop_on_signals())
+        await serve(settings, store, cache, stop_on_signals())
 
     asyncio.run(run())
     tracing.stop()

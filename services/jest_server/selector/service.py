@@ -13,28 +13,30 @@ from jest_proto import tracing
 from jest_proto.tensors import encode
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc, tensors_pb2
 from jest_server import __version__
-from jest_server.errors import InvalidField
-from jest_server.logs import bound
-from jest_server.model import JobName, PolicySpec, SuperBatchId
-from jest_server.security import tenants
+from jest_server.domain import tenants
+from jest_server.domain.errors import InvalidField
+from jest_server.domain.jobs import JobName
+from jest_server.domain.policies import PolicySpec
+from jest_server.domain.super_batches import SuperBatchId
+from jest_server.runtime.logs import bound
 from jest_server.selector import wire
-from jest_server.selector.learner_header import EMBEDDINGS, LEARNER_DATATYPES, check_header, digest_of
-from jest_server.selector.receiving import LearnerReceiver, announced_bytes, receive_tensors
-from jest_server.selector.rows import Rows
-from jest_server.selector.selections import Call
-from jest_server.selector.uploads import Upload
+from jest_server.selector.decide.select import Call
+from jest_server.selector.intake.request import Rows
+from jest_server.selector.intake.uploads import Upload
+from jest_server.selector.learner_outputs.header import EMBEDDINGS, LEARNER_DATATYPES, check_header, digest_of
+from jest_server.selector.learner_outputs.receive import LearnerReceiver, announced_bytes, receive_tensors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import grpc
 
-    from jest_server.jobs import Jobs
-    from jest_server.security.rate import CallRates
-    from jest_server.selector.assembly import Assemblies, Outcome
-    from jest_server.selector.selections import Selections
-    from jest_server.selector.submissions import Submissions
-    from jest_server.settings import SelectorSettings
+    from jest_server.runtime.security.rate import CallRates
+    from jest_server.runtime.settings import SelectorSettings
+    from jest_server.selector.decide.select import Selections
+    from jest_server.selector.intake.submit import Submissions
+    from jest_server.selector.learner_outputs.pending import Assemblies, Outcome
+    from jest_server.use_cases.jobs import Jobs
 
     Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -11,15 +11,16 @@ from pydantic import ValidationError
 
 from jest_proto.v1 import jobs_pb2 as pb
 from jest_proto.v1 import selection_pb2
-from jest_server.errors import InvalidField
-from jest_server.jobs import schedule_of
-from jest_server.model import JobSpec, PolicySpec, ScheduleSpec
-from jest_server.security import tenants
+from jest_server.domain import tenants
+from jest_server.domain.errors import InvalidField
+from jest_server.domain.jobs import JobSpec
+from jest_server.domain.policies import PolicySpec, ScheduleSpec, schedule_of
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
-    from jest_server.model import Counters, Job, ReferenceInfo
+    from jest_server.domain.jobs import Counters, Job
+    from jest_server.domain.references import ReferenceInfo
 
 _POLICY_ENUMS: dict[str, tuple[Any, str]] = {
     "scoring": (pb.Scoring, "SCORING_"),

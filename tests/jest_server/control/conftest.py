@@ -8,14 +8,14 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from jest_server.adapters.memory_cache import MemoryEmbeddingCache
-from jest_server.adapters.memory_store import MemorySuperBatchStore
 from jest_server.control.app import create_app
 from jest_server.control.guard import Guard
-from jest_server.jobs import Jobs
-from jest_server.metrics import ControlMetrics
-from jest_server.security.rate import CallRates
-from jest_server.settings import ControlSettings
+from jest_server.runtime.metrics import ControlMetrics
+from jest_server.runtime.security.rate import CallRates
+from jest_server.runtime.settings import ControlSettings
+from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
+from jest_server.stores.memory.super_batches import MemorySuperBatchStore
+from jest_server.use_cases.jobs import Jobs
 from support.super_batches import REFERENCE, spec
 
 

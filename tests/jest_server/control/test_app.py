@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jest_server.errors import StoreUnavailable
+from jest_server.domain.errors import StoreUnavailable
 from support.super_batches import REFERENCE, decision, letter, result_of, spec, submit, upload
 
 SPEC = {"name": "new", "reference_model": "ref", "policy": {"filter_ratio": "0.8", "num_chunks": 4}}
@@ -265,8 +265,8 @@ import sys
 sys.modules["torch"] = None
 sys.modules["tritonclient"] = None
 import jest_server.control.__main__
-from jest_server.jobs import policy_of
-from jest_server.model import PolicySpec
+from jest_server.use_cases.jobs import policy_of
+from jest_server.domain.policies import PolicySpec
 policy_of(PolicySpec(filter_ratio="0.8"))
 """
 

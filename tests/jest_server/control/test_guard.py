@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jest_server.control.guard import MAX_BODY_BYTES
-from jest_server.security.rate import CallRates
-from jest_server.security.tokens import Tokens, add_token
-from jest_server.settings import ControlSettings
+from jest_server.runtime.security.rate import CallRates
+from jest_server.runtime.security.tokens import Tokens, add_token
+from jest_server.runtime.settings import ControlSettings
 from support.super_batches import letter, spec, submit
 
 SPEC = {"name": "mine", "policy": {"scoring": "uniform", "sub_batch_size": 4, "num_chunks": 1}}

@@ -8,13 +8,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from jest_server.adapters.memory_cache import MemoryEmbeddingCache
-from jest_server.adapters.memory_store import MemorySuperBatchStore
 from jest_server.control.__main__ import SERVICE, serve
-from jest_server.embedded.process import free_port
-from jest_server.errors import StoreUnavailable
-from jest_server.serving import LIVENESS
-from jest_server.settings import ControlSettings
+from jest_server.domain.errors import StoreUnavailable
+from jest_server.local.process import free_port
+from jest_server.runtime.health import LIVENESS
+from jest_server.runtime.settings import ControlSettings
+from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
+from jest_server.stores.memory.super_batches import MemorySuperBatchStore
 from support.polling import wait_for
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

@@ -10,13 +10,13 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import positive_data_acceptance
 
-from jest_server.adapters.memory_cache import MemoryEmbeddingCache
-from jest_server.adapters.memory_store import MemorySuperBatchStore
-from jest_server.adapters.redis_store import RedisSuperBatchStore
 from jest_server.control.app import create_app
-from jest_server.embedded.own_process import OwnHttpProcess
-from jest_server.jobs import Jobs
-from jest_server.security.tokens import new_token
+from jest_server.local.jest_process import OwnHttpProcess
+from jest_server.runtime.security.tokens import new_token
+from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
+from jest_server.stores.memory.super_batches import MemorySuperBatchStore
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.use_cases.jobs import Jobs
 from support.servers import queue_kinds, queue_server_of
 from support.super_batches import REFERENCE, decision, letter, spec, submit
 

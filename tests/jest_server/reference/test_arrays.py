@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jest_server.errors import ReferenceModelError
+from jest_server.domain.errors import ReferenceModelError
 from jest_server.reference.arrays import checked_embedding, count_examples, neutral_example
 from support.super_batches import reference_of_pictures
 

@@ -4,8 +4,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from jest_server.errors import ReferenceModelError
-from jest_server.model import ReferenceInfo, ReferenceInput
+from jest_server.domain.errors import ReferenceModelError
+from jest_server.domain.references import ReferenceInfo, ReferenceInput
 from jest_server.reference.config import reference_info
 
 GOOD = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jest_server.model import ReferenceInput
+from jest_server.domain.references import ReferenceInput
 from jest_server.reference.export import export_reference
 from jest_server.reference.repository import LoadedReference, read_config
 from support import tiny_towers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jest_server.errors import ReferenceModelError
+from jest_server.domain.errors import ReferenceModelError
 from jest_server.reference.repository import LoadedReference, read_config, version_folder
 from support import tiny_towers
 from support.references import tiny_examples, tiny_export
@@ -85,6 +85,6 @@ def test_an_ensemble_that_does_not_make_both_embeddings_is_told(own_copy):
 
 
 def test_a_scorer_needs_no_torch_to_import_what_it_uses():
-    modules = "jest_server.adapters.triton, jest_server.adapters.inprocess_reference, jest_server.reference.export"
+    modules = "jest_server.reference.triton, jest_server.reference.in_process, jest_server.reference.export"
     check = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from jest_server import records
-from jest_server.adapters.redis_cache import RedisEmbeddingCache
-from jest_server.adapters.redis_store import RedisSuperBatchStore
-from jest_server.errors import ReferenceModelError
-from jest_server.metrics import ScorerMetrics
-from jest_server.model import JobSpec, Limits, PolicySpec, ReferenceInfo, ReferenceInput, Shard, Submission
+from jest_server.domain.errors import ReferenceModelError
+from jest_server.domain.jobs import JobSpec
+from jest_server.domain.policies import PolicySpec
+from jest_server.domain.references import ReferenceInfo, ReferenceInput
+from jest_server.domain.shards import Shard
+from jest_server.domain.super_batches import Limits, Submission
+from jest_server.runtime.metrics import ScorerMetrics
+from jest_server.runtime.settings import ScorerSettings
 from jest_server.scorer.worker import Worker
-from jest_server.settings import ScorerSettings
+from jest_server.stores import blobs
+from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
+from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 
 WIDTH = 4
 
@@ -93,7 +97,7 @@ class Bench:
         )
         await self.store.submit(submission, limits=Limits(), ttl_s=60, now_s=time.time())
         array = np.array(values if values is not None else range(len(keys)), np.int64)
-        packed = records.pack({"tensors": [{"name": "x", "datatype": "INT64", "shape": array.shape}]}, array.data)
+        packed = blobs.pack({"tensors": [{"name": "x", "datatype": "INT64", "shape": array.shape}]}, array.data)
         shard = Shard(
             shard_id="0-u-0",
             job=self.job,

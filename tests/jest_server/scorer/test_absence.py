@@ -6,9 +6,9 @@ import asyncio
 
 from prometheus_client import CollectorRegistry
 
-from jest_server.metrics import ScorerMetrics
+from jest_server.runtime.metrics import ScorerMetrics
+from jest_server.runtime.settings import ScorerSettings
 from jest_server.scorer.__main__ import serve
-from jest_server.settings import ScorerSettings
 
 
 async def test_a_model_that_comes_late_is_found_soon_however_seldom_it_is_announced(bench):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from jest_server.adapters.embedding_files import EmbeddingFiles
-from jest_server.adapters.tiered_cache import TieredEmbeddingCache
-from jest_server.metrics import EmbeddingFileMetrics
+from jest_server.runtime.metrics import EmbeddingFileMetrics
+from jest_server.stores.embedding_files.files import EmbeddingFiles
+from jest_server.stores.tiered_cache import TieredEmbeddingCache
 from support.embedding_shards import write_shard
 
 

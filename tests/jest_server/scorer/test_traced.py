@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jest_proto import tracing
-from jest_server import records
-from jest_server.errors import ReferenceModelError, UnreadableSource
+from jest_server.domain.errors import ReferenceModelError, UnreadableSource
+from jest_server.stores import blobs
 
 TRACE, CALL = "a" * 32, "b" * 16
 TRACEPARENT = f"00-{TRACE}-{CALL}-01"
@@ -79,7 +79,7 @@ async def test_a_shard_of_an_untraced_selector_makes_no_trace_for_its_wait_alone
 @pytest.mark.parametrize(("source", "status"), [("7", "unset"), ("broken", "error")])
 async def test_reading_by_reference_has_a_span(bench, spans, source, status):
     async with bench.working(sources=Pictures()):
-        super_batch_id = await bench.queue(["a"], features=records.pack({"sources": [source]}), traceparent=TRACEPARENT)
+        super_batch_id = await bench.queue(["a"], features=blobs.pack({"sources": [source]}), traceparent=TRACEPARENT)
         await (bench.scored if status == "unset" else bench.dead)(super_batch_id)
     found = spans()
     (read,) = found["scorer.read"]

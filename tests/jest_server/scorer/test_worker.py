@@ -3,8 +3,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from jest_server.errors import ReferenceModelError
-from jest_server.model import Lease
+from jest_server.domain.errors import ReferenceModelError
+from jest_server.domain.storage import Lease
 
 WIDTH = 4
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from jest_server.bench import rpc, served
-from jest_server.bench.health import HealthProbe
-from jest_server.bench.ranks import RankProcesses
+from jest_bench import rpc, served
+from jest_bench.health import HealthProbe
+from jest_bench.ranks import RankProcesses
 
 LARGE = rpc.Options(rows=8192, width=512, ranks=(1,))
 

@@ -4,7 +4,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from jest_proto.v1.selection_pb2 import SelectSubBatchHeader, StepTimes
-from jest_server.selector.learner_header import digest_of
+from jest_server.selector.learner_outputs.header import digest_of
 from jest_server.selector.wire import LONGEST_PHASE_S, step_times_from_wire
 
 

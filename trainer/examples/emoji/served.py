@@ -19,8 +19,8 @@ from towers import TwoTowers
 from training import Account
 
 import jest_trainer as jest
-from jest_server.embedded.up import Stack
-from jest_server.model import ReferenceInput
+from jest_server.domain.references import ReferenceInput
+from jest_server.local.stack import Stack
 from jest_server.reference.export import ReferenceExport, Tower, export_reference
 
 TEMPLATE = Path(__file__).parents[3] / "deploy" / "triton" / "model_repository"

@@ -1,0 +1,98 @@
+"""A super-batch in flight: what its ranks submitted, and the limits on how much may be there."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import StringConstraints
+
+from jest_server.domain.frozen_model import FrozenModel
+from jest_server.domain.references import ReferenceInfo
+
+SuperBatchId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+MAX_KEY_BYTES = 512
+"""Of an example key, in UTF-8."""
+
+
+class Submission(FrozenModel):
+    """One rank's rows of a super-batch."""
+
+    job: str
+    super_batch_id: str
+    rank: int
+    world_size: int
+    reference: ReferenceInfo | None
+    """None if the job has none."""
+    keys: tuple[str, ...]
+    digest: str
+    step: int | None = None
+    group_labels: tuple[str, ...] = ()
+    """One for each key, empty for a row of no group; or none at all."""
+
+
+class SuperBatch(FrozenModel):
+    """What the store knows of a super-batch in flight."""
+
+    job: str
+    super_batch_id: str
+    world_size: int
+    reference: ReferenceInfo | None
+    created_at_s: float
+    step: int | None = None
+    submissions: dict[int, Submission]
+    uploads: dict[int, dict[str, tuple[int, ...]]]
+    """By rank: upload digest -> the positions it brought."""
+    pending_shards: int
+    """Shards queued or being scored."""
+
+
+class SubmitStatus(enum.Enum):
+    """What became of a submission."""
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    CONFLICT = "conflict"
+    JOB_FULL = "job"
+    TENANT_FULL = "tenant"
+    SERVER_FULL = "server"
+    DECIDED = "decided"
+    DEAD = "dead"
+
+
+class UploadStatus(enum.Enum):
+    """What became of an upload."""
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    GONE = "gone"
+    """The super-batch is not in flight any more."""
+    JOB_FULL = "job"
+    TENANT_FULL = "tenant"
+    SERVER_FULL = "server"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Amounts of one kind that a job, a tenant and the whole server hold, or may hold; a limit of 0 is none."""
+
+    job: int = 0
+    tenant: int = 0
+    server: int = 0
+
+    def whose_is_reached(self, held: Limits, *, more: int) -> Literal["job", "tenant", "server"] | None:
+        """Tells which of these limits does not allow ``more`` beside what is held."""
+        if 0 < self.job < held.job + more:
+            return "job"
+        if 0 < self.tenant < held.tenant + more:
+            return "tenant"
+        return "server" if 0 < self.server < held.server + more else None
+
+
+@dataclass(frozen=True)
+class SuperBatchEvent:
+    """Something happened to a super-batch that a waiting selector may want to look at."""
+
+    job: str
+    super_batch_id: str

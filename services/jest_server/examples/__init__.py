@@ -1,0 +1,1 @@
+"""Examples named by reference: reading, decoding and preprocessing them."""

@@ -1,0 +1,71 @@
+"""One of our own processes as a child: ready when its health check says SERVING."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from jest_server.local.process import LOOPBACK, Part, ServerProcess, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+START_TIMEOUT_S = 60.0
+STOP_GRACE_S = 20.0
+_CHECK_TIMEOUT_S = 1.0
+
+
+class OwnProcess(Part):
+    """Runs ``python -m MODULE`` with JEST_* settings on ports that stay the same over restarts."""
+
+    def __init__(self, name: str, module: str, log: Path, settings: Mapping[str, object], *, port: int = 0) -> None:
+        super().__init__(ServerProcess(name, log), stop_grace_s=STOP_GRACE_S)
+        self._module = module
+        self._settings = settings
+        self.port = port or free_port()
+        self.metrics_port = free_port()
+
+    def start(self) -> None:
+        """Runs the process and returns once it serves.
+
+        Raises:
+            ServerStartError: If it does not come up; the message ends with its log.
+        """
+        settings = {
+            "listen": f"{LOOPBACK}:{self.port}",
+            "metrics_listen": f"{LOOPBACK}:{self.metrics_port}",
+            **self._settings,
+        }
+        env = os.environ | {f"JEST_{name.upper()}": str(value) for name, value in settings.items()}
+        command = [sys.executable, "-m", self._module]
+        self._process.start(command, ready=self._serves, timeout_s=START_TIMEOUT_S, env=env)
+
+    def _serves(self) -> bool:
+        with grpc.insecure_channel(f"{LOOPBACK}:{self.port}") as channel:
+            try:
+                answer = health_pb2_grpc.HealthStub(channel).Check(
+                    health_pb2.HealthCheckRequest(), timeout=_CHECK_TIMEOUT_S
+                )
+            except grpc.RpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class OwnHttpProcess(OwnProcess):
+    """The same for a process that speaks HTTP in plain text: ready when ``/readyz`` says so."""
+
+    def _serves(self) -> bool:
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=_CHECK_TIMEOUT_S)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except http.client.HTTPException:
+            return False
+        finally:
+            connection.close()

@@ -1,1 +1,0 @@
-"""Who may speak to this server, and over what: bearer tokens, tenants, TLS."""

@@ -1,0 +1,60 @@
+"""Rows whose examples are named by reference: checked at the door, and queued for scorers to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jest_proto import tracing
+from jest_proto.tensors import content_digest
+from jest_server.domain.chunked import chunked
+from jest_server.domain.errors import InvalidField
+from jest_server.domain.shards import Shard
+from jest_server.stores import blobs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jest_server.domain.references import ReferenceInfo
+    from jest_server.domain.sources import AllowedSources
+    from jest_server.selector.intake.request import Rows
+
+
+def check_sources(rows: Rows, allowed: AllowedSources) -> None:
+    """Refuses sources that scorers would refuse, before anything is stored.
+
+    Raises:
+        InvalidField: Naming the first that may not be read.
+    """
+    if rows.sources and len(rows.sources) != len(rows.keys):
+        raise InvalidField(
+            f"example_sources holds {len(rows.sources)} sources, expected {len(rows.keys)}: one for each row, or none",
+            field_name="example_sources",
+        )
+    for row, source in enumerate(rows.sources):
+        if source:
+            try:
+                allowed.check(source)
+            except ValueError as error:
+                field = f"example_sources[{row}]"
+                raise InvalidField(f"{field} {error}", field_name=field) from error
+
+
+def shards_of_sources(
+    rows: Rows, positions: Sequence[int], reference: ReferenceInfo, *, shard_examples: int
+) -> tuple[str, list[Shard]]:
+    """Returns a digest of what is to be read, and shards of it; what lies in one tar lies together."""
+    ordered = sorted(positions, key=lambda row: rows.sources[row])
+    digest = content_digest((), list(positions), [rows.sources[row] for row in positions])
+    return digest, [
+        Shard(
+            shard_id=f"{rows.rank}-{digest[:16]}-{number:06d}",
+            job=rows.job,
+            super_batch_id=rows.super_batch_id,
+            reference_model=reference.name,
+            reference_version=reference.version,
+            keys=tuple(rows.keys[row] for row in piece),
+            features=blobs.pack({"sources": [rows.sources[row] for row in piece]}),
+            traceparent=tracing.traceparent(),
+        )
+        for number, piece in enumerate(chunked(ordered, shard_examples))
+    ]

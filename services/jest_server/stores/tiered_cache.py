@@ -1,0 +1,97 @@
+"""EmbeddingCache of two tiers: one in memory, as without this, and files behind it for data sets that outgrow it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jest_server.domain.ports import EmbeddingCache
+    from jest_server.domain.references import ReferenceInfo
+    from jest_server.domain.storage import CacheStats, Lease
+    from jest_server.runtime.metrics import EmbeddingFileMetrics
+    from jest_server.runtime.settings import ProcessSettings
+    from jest_server.stores.embedding_files.files import EmbeddingFiles
+
+
+class TieredEmbeddingCache:
+    """What the first tier lacks is looked up in files and kept in the first tier, whose precision is everyone's.
+
+    All that is not ``get`` is the first tier's.
+    """
+
+    def __init__(self, first: EmbeddingCache, files: EmbeddingFiles) -> None:
+        self._first = first
+        self._files = files
+
+    def of_job(self, job: str) -> EmbeddingCache:
+        """See the port. The files are the deployment's own: all jobs may know them."""
+        return TieredEmbeddingCache(self._first.of_job(job), self._files)
+
+    async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
+        """See the port."""
+        values = await self._first.get(reference, keys)
+        lacking = list(dict.fromkeys(key for key, value in zip(keys, values, strict=True) if value is None))
+        read = zip(lacking, await self._files.get(reference, lacking), strict=True)
+        found = {key: value for key, value in read if value is not None}
+        if not found:
+            return values
+        # Rounded as the first tier does, so that a selection does not depend on where a row came from.
+        kept = await self._first.put(reference, found)
+        return [kept.get(key) if value is None else value for key, value in zip(keys, values, strict=True)]
+
+    async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
+        """See the port."""
+        return await self._first.put(reference, values)
+
+    async def take(
+        self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
+    ) -> list[bytes | Lease]:
+        """See the port. Files are looked into by ``get``, which comes before: what they have is in the first tier."""
+        return await self._first.take(reference, keys, owner=owner, ttl_s=ttl_s)
+
+    async def renew(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float) -> None:
+        """See the port."""
+        await self._first.renew(reference, keys, owner=owner, ttl_s=ttl_s)
+
+    async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
+        """See the port."""
+        await self._first.give_back(reference, keys, owner=owner)
+
+    async def stats(self) -> CacheStats:
+        """See the port."""
+        return await self._first.stats()
+
+    async def ping(self) -> None:
+        """See the port. Files that are away stop nobody."""
+        await self._first.ping()
+
+    async def close(self) -> None:
+        """See the port."""
+        await self._files.close()
+        await self._first.close()
+
+
+def with_embedding_files(
+    cache: EmbeddingCache, settings: ProcessSettings, metrics: EmbeddingFileMetrics
+) -> EmbeddingCache:
+    """Returns the cache with files behind it if the settings name some.
+
+    Raises:
+        ValueError: If the URL is none that can be read here.
+    """
+    if not settings.embeddings_url:
+        return cache
+    from jest_server.stores.embedding_files.files import EmbeddingFiles  # noqa: PLC0415 - most processes need no fsspec
+
+    try:
+        files = EmbeddingFiles(
+            settings.embeddings_url,
+            metrics,
+            refresh_s=settings.embeddings_refresh_s,
+            timeout_s=settings.embeddings_timeout_s,
+        )
+    except ValueError as error:
+        raise ValueError(f"JEST_EMBEDDINGS_URL: {error}") from error
+    return TieredEmbeddingCache(cache, files)
