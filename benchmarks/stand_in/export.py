@@ -15,7 +15,6 @@ import towers
 from jest_server.domain.references import ReferenceInput
 from jest_server.reference.export import ReferenceExport, Tower, export_reference
 
-TEMPLATE = Path(__file__).parents[2] / "deploy" / "triton" / "model_repository"
 SIDE, WORDS, OUT = 64, 16, 256
 IMAGE = {"side": SIDE, "patch": 8, "width": 128, "depth": 2, "out": OUT}
 TEXT = {"vocabulary": 1000, "width": 128, "depth": 1, "out": OUT}
@@ -37,7 +36,7 @@ def main(folder: Path) -> None:
         embedding_width=OUT,
         preprocessing_id="stand-in",
     )
-    export_reference(export, folder, template=TEMPLATE)
+    export_reference(export, folder)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from support import slow_model, tiny_reference, tiny_towers
 if TYPE_CHECKING:
     from jest_server.domain.references import ReferenceInfo
 
-TEMPLATE = Path(__file__).parents[2] / "deploy" / "triton" / "model_repository"
 IMAGE = ReferenceInput(name="image", datatype="UINT8", shape=(3, tiny_towers.SIDE, tiny_towers.SIDE))
 TOKENS = ReferenceInput(name="tokens", datatype="INT32", shape=(-1,))
 TOKENS_LENGTH = 6
@@ -40,7 +39,7 @@ def tiny_export(*, seed: int = 0, width: int = tiny_towers.WIDTH) -> ReferenceEx
 
 def export_tiny_reference(destination: Path, *, seed: int = 0) -> ReferenceInfo:
     """Makes a model repository that Triton and the in-process adapter can serve."""
-    return export_reference(tiny_export(seed=seed), destination, template=TEMPLATE)
+    return export_reference(tiny_export(seed=seed), destination)
 
 
 def export_linear_reference(
@@ -59,7 +58,7 @@ def export_linear_reference(
         embedding_width=width,
         preprocessing_id="linear-v1",
     )
-    export_reference(export, destination, template=TEMPLATE)
+    export_reference(export, destination)
 
 
 def export_slow_model(repository: Path) -> None:

@@ -8,10 +8,11 @@
             scale=10.0, bias=-10.0, embedding_width=96, preprocessing_id="rgb32-v1",
         ),
         Path("build/reference"),
-        template=Path("deploy/triton/model_repository"),
     )
 
-What is about serving (batch limit, queue, instances, threads) comes from the template's config.pbtxt files.
+Serving choices (batch limit, queue, instances, threads) come from the template's config.pbtxt files, which lie in
+`template` beside this module: pass a changed copy of that folder to choose others. `encoder.py` becomes the `model.py`
+of both encoders.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from jest_server.domain.references import ReferenceInfo, ReferenceInput
 
 ENSEMBLE = "jest_reference"
+TEMPLATE = Path(__file__).with_name("template")
+ENCODER = Path(__file__).with_name("encoder.py")
+_VERSION = "1"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _VERSION_DIGITS = 16
 
@@ -82,13 +86,13 @@ class ReferenceExport:
         return {"image": self.image, "text": self.text}
 
 
-def export_reference(export: ReferenceExport, destination: Path, *, template: Path) -> ReferenceInfo:
+def export_reference(export: ReferenceExport, destination: Path, *, template: Path = TEMPLATE) -> ReferenceInfo:
     """Writes the repository, complete and tried out, or nothing; returns what its scorers will read from it.
 
     Args:
         export: The model.
         destination: A new folder. A served repository is never changed in place: embeddings of two models would mix.
-        template: The committed repository without weights.
+        template: Configuration files to start from, one folder per model.
 
     Raises:
         ValueError: If something cannot be right, naming field, value and expectation, or if a tower made of factory
@@ -100,7 +104,7 @@ def export_reference(export: ReferenceExport, destination: Path, *, template: Pa
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
         draft = Path(temporary) / "repository"
-        shutil.copytree(template, draft, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(template, draft)
         for part, tower in export.towers.items():
             _write_tower(draft, f"jest_{part}_encoder", tower, export)
         _write_ensemble(draft, export, export.version or _digest(draft, export))
@@ -145,7 +149,9 @@ def _expect(right: bool, name: str, value: object, expectation: str) -> None:
 def _write_tower(repository: Path, model: str, tower: Tower, export: ReferenceExport) -> None:
     from safetensors.torch import save_file  # noqa: PLC0415 - a scorer without torch imports this package too
 
-    folder = version_folder(repository, model)
+    folder = repository / model / _VERSION
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(ENCODER, folder / "model.py")
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in tower.weights.items()}
     save_file(weights, folder / WEIGHTS)
@@ -161,6 +167,7 @@ def _write_tower(repository: Path, model: str, tower: Tower, export: ReferenceEx
 
 
 def _write_ensemble(repository: Path, export: ReferenceExport, version: str) -> None:
+    (repository / ENSEMBLE / _VERSION).mkdir(exist_ok=True)  # Triton serves no ensemble without one
     config = read_config(repository, ENSEMBLE)
     _set_inputs(config, export.image.inputs + export.text.inputs)
     for output in config.output:

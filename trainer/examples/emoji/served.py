@@ -23,7 +23,6 @@ from jest_server.domain.references import ReferenceInput
 from jest_server.local.stack import Stack
 from jest_server.reference.export import ReferenceExport, Tower, export_reference
 
-TEMPLATE = Path(__file__).parents[3] / "deploy" / "triton" / "model_repository"
 REFERENCE = "jest_reference"
 PREFETCH = 3
 
@@ -117,7 +116,6 @@ def export(reference: TwoTowers, data: EmojiData, folder: Path) -> None:
             preprocessing_id=data.preprocessing_id,
         ),
         folder,
-        template=TEMPLATE,
     )
 
 

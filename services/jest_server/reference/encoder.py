@@ -1,4 +1,4 @@
-"""One encoder of the reference model for Triton's Python backend: the same file serves every tower.
+"""One encoder of the reference model for Triton's Python backend: exported as the `model.py` of every tower.
 
 The architecture is a factory named in config.pbtxt, the weights are weights.safetensors beside this file. Tensors pass
 as DLPack only: the NumPy bridge of Triton before 24.11 corrupts data silently under NumPy 2. Runs on Python 3.10 and
@@ -14,6 +14,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils.dlpack
 import triton_python_backend_utils as pb
 from safetensors.torch import load_file
 
@@ -51,7 +52,10 @@ class TritonPythonModel:
         answers: dict[int, Any] = {}
         batches: defaultdict[tuple[torch.Size, ...], dict[int, Feed]] = defaultdict(dict)
         for index, request in enumerate(requests):
-            feed = [torch.from_dlpack(pb.get_input_tensor_by_name(request, name).to_dlpack()) for name in self._inputs]
+            feed = [
+                torch.utils.dlpack.from_dlpack(pb.get_input_tensor_by_name(request, name).to_dlpack())
+                for name in self._inputs
+            ]
             problem = self._problem(feed)
             if problem:
                 answers[index] = pb.TritonError(problem, pb.TritonError.INVALID_ARG)
