@@ -14,7 +14,7 @@ from jest_server.runtime.job_metrics import JOB_IDLE_S, OTHER_JOBS, JobMetrics
 from jest_server.runtime.metrics import LABELS, ScorerMetrics, SelectorMetrics
 from support.super_batches import decision
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 EVERY = [each for process in metrics_page.PROCESSES for each in metrics_page.measured(process)]
 STAGES = {"compute": 0.5, "record": 0.25}
 
