@@ -7,10 +7,11 @@ import page
 import pytest
 import torch
 from curves import draw_curves
+from outcome import Results
 from page import most_chosen_and_refused
 from pairs import Pair
 from PIL import Image
-from report import Results, summary_table, write_results
+from report import summary_table, write_results
 from rich.console import Console
 from training import Account, Point, Retrieval, Run
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from report import Results
+    from outcome import Results
     from training import Point
 
 _COLOURS = {"uniform": "#8a8f98", "JEST": "#d9480f"}

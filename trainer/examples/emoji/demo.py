@@ -14,7 +14,8 @@ from pathlib import Path
 
 from data import prepare
 from experiment import FULL, QUICK, train_reference, train_selected, train_uniform
-from report import Results, summary_table, write_results
+from outcome import Results
+from report import summary_table, write_results
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from served import counted_inference, running_stack, served

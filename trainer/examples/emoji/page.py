@@ -17,7 +17,7 @@ from pictures import VENDORS
 from PIL import Image
 
 if TYPE_CHECKING:
-    from report import Results
+    from outcome import Results
     from torch import Tensor
     from training import Account
 
