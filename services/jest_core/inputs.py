@@ -15,15 +15,6 @@ from jest_core.types import Embeddings, ExampleLosses, ModelOutputs, PairLosses
 
 SignedModels = list[tuple[ModelOutputs, int]]
 
-# S is the sum of sign * loss over the models: (sign of the learner, sign of the reference).
-_SIGNS = {
-    "learnability": (1, -1),
-    "easy_reference": (0, -1),
-    "hard_learner": (1, 0),
-    "uniform": (0, 0),
-}
-
-
 _KIND_NAMES: dict[type[ModelOutputs], str] = {
     Embeddings: "embeddings",
     PairLosses: "pair losses",
@@ -42,9 +33,7 @@ def signed_models(
     learner: ModelOutputs | None, reference: ModelOutputs | None, policy: SelectionPolicy
 ) -> SignedModels:
     """The models that the scoring needs, each with the sign of its loss in S."""
-    given = zip(
-        ("learner", "reference"), (learner, reference), _OUTPUTS[policy.loss], _SIGNS[policy.scoring], strict=True
-    )
+    given = zip(("learner", "reference"), (learner, reference), _OUTPUTS[policy.loss], policy.loss_signs, strict=True)
     models = []
     for name, outputs, accepted, sign in given:
         if sign == 0:

@@ -28,6 +28,13 @@ _CHOICES = {
     "placement": get_args(Placement),
     "precision": get_args(Precision),
 }
+# S is the sum of sign * loss over the models: (sign of the learner, sign of the reference).
+_SIGNS = {
+    "learnability": (1, -1),
+    "easy_reference": (0, -1),
+    "hard_learner": (1, 0),
+    "uniform": (0, 0),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +99,26 @@ class SelectionPolicy:
     def is_scheduled(self) -> bool:
         """Whether something depends on the step."""
         return isinstance(self.filter_ratio, Schedule) or isinstance(self.gain, Schedule)
+
+    @property
+    def loss_signs(self) -> tuple[int, int]:
+        """The signs of the learner's and the reference's loss in a score; 0 where that model does not count."""
+        return _SIGNS[self.scoring]
+
+    @property
+    def scores_learner(self) -> bool:
+        """Whether the learner's losses count."""
+        return self.loss_signs[0] != 0
+
+    @property
+    def scores_reference(self) -> bool:
+        """Whether the reference's losses count."""
+        return self.loss_signs[1] != 0
+
+    @property
+    def needs_reference_model(self) -> bool:
+        """Whether a reference model has to embed the rows; losses of single examples come with the learner's."""
+        return self.scores_reference and self.loss != "per_example"
 
     def at_step(self, step: int, super_batch_size: int, world_size: int = 1) -> Self:
         """The policy at one step, without schedules.

@@ -130,3 +130,27 @@ def test_absent_fields_take_their_defaults():
 def test_an_unknown_field_is_an_error():
     with pytest.raises(ValueError, match=r"unknown policy fields: gian \(known: filter_ratio, gain"):
         SelectionPolicy.from_dict({"filter_ratio": 0.5, "gian": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("scoring", "signs"),
+    [("learnability", (1, -1)), ("easy_reference", (0, -1)), ("hard_learner", (1, 0)), ("uniform", (0, 0))],
+)
+def test_the_scoring_says_whose_losses_count(scoring, signs):
+    policy = SelectionPolicy(sub_batch_size=16, scoring=scoring)
+    assert policy.loss_signs == signs
+    assert (policy.scores_learner, policy.scores_reference) == (signs[0] != 0, signs[1] != 0)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "loss", "needed"),
+    [
+        ("learnability", "sigmoid", True),
+        ("easy_reference", "pairwise", True),
+        ("learnability", "per_example", False),
+        ("hard_learner", "softmax", False),
+        ("uniform", "sigmoid", False),
+    ],
+)
+def test_a_reference_model_is_needed_where_its_losses_count_and_the_learner_does_not_bring_them(scoring, loss, needed):
+    assert SelectionPolicy(sub_batch_size=16, scoring=scoring, loss=loss).needs_reference_model is needed

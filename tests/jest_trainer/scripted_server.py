@@ -21,10 +21,10 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from jest_core import Schedule
-from jest_proto.tensors import Assembler, TensorChecksumError, as_numpy, encode
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, tensors_pb2
 from jest_proto.v1 import selection_pb2 as pb
 from jest_proto.v1 import selection_pb2_grpc as pb_grpc
+from jest_wire.tensors import Assembler, TensorChecksumError, as_numpy, encode
 
 REFERENCE = jobs_pb2.ReferenceModel(
     name="reference",

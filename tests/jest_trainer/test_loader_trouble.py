@@ -81,7 +81,7 @@ def test_a_dead_letter_is_logged_counted_and_left_behind(server, make_loop, capl
     assert [batch["step"] for batch in loop] == [0, 2]
     assert (loop.stats.dead_lettered, loop.stats.super_batches, loop.stats.examples_loaded) == (1, 2, 24)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("going on without a super-batch: SelectSubBatch of super-batch '00000001'")
+    assert warning.startswith("continuing without a super-batch: SelectSubBatch of super-batch '00000001'")
     assert "MODEL_ERROR" in warning
 
 

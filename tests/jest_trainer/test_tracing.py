@@ -14,10 +14,10 @@ from scripted_server import fail
 from trainer_samples import POLICY, embeddings, super_batch
 
 import jest_trainer as jest
-from jest_proto import tracing
 from jest_proto.v1 import jobs_pb2
-from jest_trainer.channel import CallSite
-from jest_trainer.deadlines import Deadline
+from jest_trainer._rpc.channel import CallSite
+from jest_trainer._rpc.deadlines import Deadline
+from jest_wire import tracing
 
 WHOLE_LIFE = [
     "sdk.SubmitSuperBatch",

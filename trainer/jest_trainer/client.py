@@ -6,15 +6,16 @@ import math
 from typing import TYPE_CHECKING, Self, get_args
 
 from jest_proto.v1 import jobs_pb2, selection_pb2
-from jest_trainer import wire
-from jest_trainer.channel import Connection
-from jest_trainer.deadlines import Deadline
-from jest_trainer.distributed import resolve_world_size
+from jest_trainer._loop.distributed import resolve_world_size
+from jest_trainer._rpc import wire
+from jest_trainer._rpc.channel import Connection
+from jest_trainer._rpc.deadlines import Deadline
 from jest_trainer.errors import CallSite
 from jest_trainer.job import Job
-from jest_trainer.needs import describe, needs_reference_model
-from jest_trainer.policy_wire import policy_to_wire
+from jest_trainer.outputs import scoring_and_loss
 from jest_trainer.results import Fallback
+from jest_wire.policies import policy_to_wire
+from jest_wire.values import duration
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -83,18 +84,19 @@ class Client:
             fallback: what to do when reference embeddings are late: `fail`, or choose by another rule and say so.
             reference_timeout_s: when they are late.
             max_in_flight: super-batches that may be undecided at once.
-            super_batch_ttl_s: when an undecided super-batch is set aside.
+            super_batch_ttl_s: when an undecided super-batch is dead-lettered.
             weight: share of the reference model, relative to other jobs', while they all wait for it.
 
         Raises:
-            ValueError: a value cannot be, or the deadline would come before the fallback.
+            ValueError: a value is invalid, or the deadline would come before the fallback.
             JestError: as the contract says: JOB_CONFLICT if the name is taken by another spec, ...
         """
         if fallback not in get_args(Fallback):
             raise ValueError(f"fallback ({fallback!r}) must be one of {', '.join(get_args(Fallback))}")
-        if not reference_model and needs_reference_model(policy):
+        if not reference_model and policy.needs_reference_model:
             raise ValueError(
-                f"reference_model ({reference_model!r}) must name a model: {describe(policy)} needs its embeddings"
+                f"reference_model ({reference_model!r}) must name a model: "
+                f"{scoring_and_loss(policy)} needs its embeddings"
             )
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed ({seed}) must lie in [0, 2**64)")
@@ -116,9 +118,9 @@ class Client:
             world_size=resolve_world_size(world_size),
             seed=seed,
             fallback=wire.fallback_to_wire(fallback),
-            reference_timeout=wire.duration(reference_timeout_s),
+            reference_timeout=duration(reference_timeout_s),
             max_in_flight=max_in_flight,
-            super_batch_ttl=wire.duration(super_batch_ttl_s),
+            super_batch_ttl=duration(super_batch_ttl_s),
             weight=weight,
         )
         answer = self._connection.call(

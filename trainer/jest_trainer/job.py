@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jest_proto import tracing
 from jest_proto.v1 import jobs_pb2
-from jest_trainer import wire
-from jest_trainer.announcing import announce
-from jest_trainer.conversation import Conversation
-from jest_trainer.deadlines import Cancellation, Deadline
+from jest_trainer._rpc import wire
+from jest_trainer._rpc.calls import SuperBatchCalls
+from jest_trainer._rpc.deadlines import Cancellation, Deadline
+from jest_trainer._rpc.encode_outputs import encode_outputs
+from jest_trainer._rpc.features import Array, check_features, parts
+from jest_trainer._rpc.keys import label_strings, source_strings
 from jest_trainer.errors import CallSite
-from jest_trainer.features import Array, check_features, parts
-from jest_trainer.keys import label_strings, source_strings
 from jest_trainer.outputs import check_outputs
+from jest_wire.spans import NO_SPAN, SuperBatchSpan
+from jest_wire.values import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jest_trainer.channel import Connection
+    from jest_trainer._rpc.channel import Connection
     from jest_trainer.outputs import LearnerOutputs
     from jest_trainer.results import Counters, ReferenceModel, SubBatch, Submitted
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 class Job:
     """One training run's job: made by `Client.create_job`, found by `Client.get_job`.
 
-    `SelectedBatches` drives it. Whoever writes a loop of their own makes the three raw calls for each super-batch, on
-    every rank and under the same id: `submit`, `upload` if rows are missing, `select`. Each may be repeated, is bounded
+    `SelectedBatches` drives it. A loop of one's own makes the three raw calls for each super-batch, on every rank and
+    under the same id: `submit`, `upload` if rows are missing, `select`. Each may be repeated, is bounded
     by the client's deadline, and raises JestError.
 
     Attributes:
@@ -47,7 +48,7 @@ class Job:
         self.policy = wire.job_policy_from_wire(message.spec)
         self.world_size = message.spec.world_size
         self.fallback = wire.fallback_from_wire(message.spec.fallback) or "fail"
-        self.reference_timeout_s = wire.seconds(message.spec.reference_timeout)
+        self.reference_timeout_s = seconds(message.spec.reference_timeout)
         self.reference: ReferenceModel | None = (
             wire.reference_from_wire(message.reference) if message.HasField("reference") else None
         )
@@ -98,9 +99,9 @@ class Job:
                 f"group_labels must be given: max_per_group is {self.policy.max_per_group} in job {self.name!r}"
             )
         labels = [] if group_labels is None else label_strings(group_labels, len(keys))
-        places = [] if sources is None else source_strings(sources, len(keys))
-        return self.conversation(super_batch_id, rank).submit(
-            keys, self.deadline(), step=step, group_labels=labels, sources=places
+        named = [] if sources is None else source_strings(sources, len(keys))
+        return self.calls(super_batch_id, rank).submit(
+            keys, self.deadline(), step=step, group_labels=labels, sources=named
         )
 
     def upload(
@@ -121,10 +122,9 @@ class Job:
             ValueError: an array has another number of rows.
         """
         check_features(features, len(positions))
-        conversation, deadline = self.conversation(super_batch_id, rank), self.deadline()
+        calls, deadline = self.calls(super_batch_id, rank), self.deadline()
         return sum(
-            conversation.upload(positions[part], tensors, deadline)
-            for part, tensors in parts(features, range(len(positions)))
+            calls.upload(positions[part], tensors, deadline) for part, tensors in parts(features, range(len(positions)))
         )
 
     def select(
@@ -135,17 +135,19 @@ class Job:
         Raises:
             ValueError: the outputs are not of the kind that the policy's loss wants, or lack what its scoring needs.
         """
-        conversation = self.conversation(super_batch_id, rank)
+        calls = self.calls(super_batch_id, rank)
         checked = check_outputs("outputs", outputs, self.policy, world_size=self.world_size)
-        return conversation.select(
-            announce(checked, self.policy), self.deadline(), return_reference_embeddings=return_reference_embeddings
+        return calls.select(
+            encode_outputs(checked, self.policy),
+            self.deadline(),
+            return_reference_embeddings=return_reference_embeddings,
         )
 
-    def conversation(self, super_batch_id: str, rank: int, held: tracing.Held = tracing.NOT_HELD) -> Conversation:
-        """What one rank has to say about one super-batch, for callers that bring their own deadlines, and a span."""
+    def calls(self, super_batch_id: str, rank: int, span: SuperBatchSpan = NO_SPAN) -> SuperBatchCalls:
+        """The calls of one rank about one super-batch, for callers that bring their own deadlines, and a span."""
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank ({rank}) must lie in [0, {self.world_size}), the world of job {self.name!r}")
-        return Conversation(self._connection, self.name, self.world_size, self.policy, super_batch_id, rank, held)
+        return SuperBatchCalls(self._connection, self.name, self.world_size, self.policy, super_batch_id, rank, span)
 
     def deadline(self, cancellation: Cancellation | None = None) -> Deadline:
         """The client's deadline, beginning now."""

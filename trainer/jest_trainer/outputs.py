@@ -1,4 +1,4 @@
-"""What a learner says of a super-batch: embeddings, pair losses or example losses, as the job's loss wants them.
+"""What a learner computes of a super-batch: embeddings, pair losses or example losses, as the job's loss wants them.
 
 These are one rank's share. `jest_core` has types of the same names for whole super-batches: there pair losses are
 square, and the losses of learner and reference come one by one.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jest_core import Embeddings
-from jest_trainer.needs import describe, models_that_count
+from jest_wire.learner_outputs import OUTPUT_KINDS
 
 if TYPE_CHECKING:
     from jest_core import SelectionPolicy
@@ -81,11 +81,10 @@ class ExampleLosses:
 LearnerOutputs: TypeAlias = Embeddings | PairLosses | ExampleLosses
 """What `embed` returns; which of these it must be is the policy's `loss`."""
 
-_KINDS: dict[str, type[LearnerOutputs]] = {
-    "sigmoid": Embeddings,
-    "softmax": Embeddings,
-    "pairwise": PairLosses,
-    "per_example": ExampleLosses,
+_TYPES: dict[str, type[LearnerOutputs]] = {
+    "embeddings": Embeddings,
+    "pair_losses": PairLosses,
+    "example_losses": ExampleLosses,
 }
 
 
@@ -95,22 +94,28 @@ def check_outputs(source: str, outputs: object, policy: SelectionPolicy, *, worl
     Raises:
         ValueError: it is of another kind, or lacks losses that the scoring needs, or lacks columns.
     """
-    kind = _KINDS[policy.loss]
+    kind = _TYPES[OUTPUT_KINDS[policy.loss]]
     if not isinstance(outputs, kind):
         raise ValueError(  # noqa: TRY004 - bad input is always ValueError
             f"{source} must be jest_trainer.{kind.__name__}, not {_type_name(outputs)}: "
             f"the job's loss is {policy.loss!r}"
         )
     if isinstance(outputs, ExampleLosses):
-        for model in models_that_count(policy):
-            if getattr(outputs, model) is None:
-                raise ValueError(f"{source} has no {model} losses, but {describe(policy)} needs them")
+        needed = (("learner", policy.scores_learner), ("reference", policy.scores_reference))
+        for model, counts in needed:
+            if counts and getattr(outputs, model) is None:
+                raise ValueError(f"{source} has no {model} losses, but {scoring_and_loss(policy)} needs them")
     if isinstance(outputs, PairLosses) and world_size == 1 and outputs.values.shape[1] != len(outputs):
         raise ValueError(
             f"{source} has shape {list(outputs.values.shape)}, expected one column for each of the super-batch's "
             f"{len(outputs)} rows: the job has one rank"
         )
     return outputs
+
+
+def scoring_and_loss(policy: SelectionPolicy) -> str:
+    """Return the two fields that decide what a policy needs, as errors name them."""
+    return f"scoring {policy.scoring!r} under loss {policy.loss!r}"
 
 
 def _require_floats(name: str, tensor: object, *, ndim: int, shape: str) -> None:

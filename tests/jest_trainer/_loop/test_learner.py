@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import jest_trainer as jest
-from jest_trainer.learner import embed_super_batch
+from jest_trainer._loop.learner import embed_super_batch
 
 
 def unit():

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from jest_proto.tracing import Held
+from jest_wire.spans import SuperBatchSpan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,10 +72,10 @@ class _Once(logging.Filter):
         return not told
 
 
-class OtelHeld(Held):
-    """See ``tracing.Held``; ``open_`` holds it until it ends."""
+class OtelSuperBatchSpan(SuperBatchSpan):
+    """See `SuperBatchSpan`; `open_` holds it until it ends."""
 
-    def __init__(self, tracer: trace.Tracer, span: trace.Span, about: About, open_: set[OtelHeld]) -> None:
+    def __init__(self, tracer: trace.Tracer, span: trace.Span, about: About, open_: set[OtelSuperBatchSpan]) -> None:
         self._tracer = tracer
         self._span = span
         self._about = about
@@ -146,7 +146,7 @@ class OtelTracer:
         self._exporter = exporter
         self._tracer = provider.get_tracer("jest")
         self._process = os.getpid()
-        self._open: set[OtelHeld] = set()
+        self._open: set[OtelSuperBatchSpan] = set()
         self._stopping = threading.Event()
         # Started now: from Python 3.12 on, a process that ends starts no threads.
         self._stopper = threading.Thread(target=self._send_the_rest, name="tracing-stop", daemon=True)
@@ -173,9 +173,9 @@ class OtelTracer:
         with trace.use_span(self._root(name, about, trace.SpanKind.CLIENT), end_on_exit=True) as span:
             yield span
 
-    def held(self, name: str, about: About) -> OtelHeld:
-        """Begins a root that is held; see ``tracing``."""
-        return OtelHeld(self._tracer, self._root(name, about, trace.SpanKind.INTERNAL), about, self._open)
+    def super_batch_span(self, name: str, about: About) -> OtelSuperBatchSpan:
+        """Begin the root span of a super-batch; see `tracing`."""
+        return OtelSuperBatchSpan(self._tracer, self._root(name, about, trace.SpanKind.INTERNAL), about, self._open)
 
     def about(self, *about: Any) -> None:
         """Says what the active span is about."""
@@ -198,8 +198,8 @@ class OtelTracer:
         """Ends what is held and sends what is left; what the collector has not taken in time is dropped."""
         if not self.is_ours():
             return
-        for held in list(self._open):
-            held.end("abandoned")
+        for span in list(self._open):
+            span.end("abandoned")
         self._stopping.set()
         self._stopper.join(timeout_s)
         if self._stopper.is_alive():

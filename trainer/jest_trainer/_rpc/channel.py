@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc
 import tenacity
 
-from jest_proto import tracing
 from jest_proto.v1 import jobs_pb2_grpc, selection_pb2_grpc
-from jest_trainer.deadlines import Cancelled
+from jest_trainer._rpc.deadlines import Cancelled
 from jest_trainer.errors import CLIENT_CLOSED, FORKED, CallSite, JestError, from_rpc, no_answer
+from jest_wire import tracing
+from jest_wire.spans import NO_SPAN, SuperBatchSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jest_trainer.deadlines import Deadline
+    from jest_trainer._rpc.deadlines import Deadline
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Connection:
         site: CallSite,
         deadline: Deadline,
         *,
-        under: tracing.Held = tracing.NOT_HELD,
+        under: SuperBatchSpan = NO_SPAN,
     ) -> Answer:
         """Call until there is an answer, a final error or no time left.
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jest_proto import tracing
+from jest_wire import tracing
 from support.collector import no_collector
 
 OWN_PATIENCE_S = 60
@@ -28,7 +28,7 @@ class Untouched(str):
 
 
 def all_that_is_asked_for_a_super_batch(name):
-    held = tracing.held("sdk.super_batch", name, name, 0)
+    held = tracing.super_batch_span("sdk.super_batch", name, name, 0)
     with held.ending("selected"):
         with tracing.call_span(name, name, name, 0, held):
             tracing.about(name, name, 0)
@@ -49,8 +49,8 @@ def test_while_it_is_off_nothing_is_made_of_what_a_span_would_be_about():
 def test_a_trace_is_named_by_job_and_super_batch(collector):
     tracing.start("test")
     for rank in (0, 1):
-        tracing.held("sdk.super_batch", "job", "7", rank).end("selected")
-    tracing.held("sdk.super_batch", "job", "8", 0).end("selected")
+        tracing.super_batch_span("sdk.super_batch", "job", "7", rank).end("selected")
+    tracing.super_batch_span("sdk.super_batch", "job", "8", 0).end("selected")
     tracing.stop()
     first, second, other = sorted(collector.spans(), key=lambda s: s.start_s)
     assert first.trace_id == second.trace_id != other.trace_id
@@ -61,7 +61,7 @@ def test_ranks_with_the_same_seed_have_spans_of_their_own(collector):
     tracing.start("test")
     for rank in (0, 1):
         random.seed(0)
-        tracing.held("sdk.super_batch", "job", "7", rank).end("selected")
+        tracing.super_batch_span("sdk.super_batch", "job", "7", rank).end("selected")
     drawn = random.random()
     tracing.stop()
     assert len({s.span_id for s in collector.spans()}) == 2
@@ -83,7 +83,7 @@ def test_a_span_that_began_elsewhere_may_have_begun_by_another_clock(collector):
 
 def test_what_is_held_when_tracing_stops_is_ended_and_says_so(collector):
     tracing.start("test")
-    held = tracing.held("sdk.super_batch", "job", "7", 0)
+    held = tracing.super_batch_span("sdk.super_batch", "job", "7", 0)
     tracing.stop()
     held.end("selected")  # too late
     (span,) = collector.spans()
@@ -108,10 +108,10 @@ def test_stopping_waits_for_no_collector_longer_than_it_may(kind, traced, caplog
 
 def test_a_process_that_ends_without_a_word_waits_no_longer_either(traced):
     code = (
-        "import time\nfrom jest_proto import tracing\n"
+        "import time\nfrom jest_wire import tracing\n"
         "tracing.start('test')\n"
         "with tracing.span('unheard'): pass\n"
-        "held = tracing.held('sdk.super_batch', 'job', '7', 0)\n"
+        "held = tracing.super_batch_span('sdk.super_batch', 'job', '7', 0)\n"
         "time.sleep(0.5)\n"  # the first export is under way
         "print(time.monotonic(), flush=True)"
     )
@@ -125,7 +125,11 @@ def test_a_process_that_ends_without_a_word_waits_no_longer_either(traced):
 
 
 def test_a_process_that_ends_without_a_word_sends_what_it_has(collector):
-    code = "from jest_proto import tracing\ntracing.start('test')\ntracing.held('sdk.super_batch', 'job', '7', 0)"
+    code = (
+        "from jest_wire import tracing\n"
+        "tracing.start('test')\n"
+        "span = tracing.super_batch_span('sdk.super_batch', 'job', '7', 0)\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     (span,) = collector.spans()
     assert (span.service, span.attributes["jest.outcome"]) == ("test", "abandoned")
@@ -133,9 +137,9 @@ def test_a_process_that_ends_without_a_word_sends_what_it_has(collector):
 
 def test_a_forked_child_ends_nothing_of_its_parents_and_may_trace_on_its_own(collector):
     code = (
-        "import os\nfrom jest_proto import tracing\n"
+        "import os\nfrom jest_wire import tracing\n"
         "tracing.start('parent')\n"
-        "tracing.held('of the parent', 'job', '7', 0)\n"
+        "tracing.super_batch_span('of the parent', 'job', '7', 0)\n"
         "child = os.fork()\n"
         "if child == 0:\n"
         "    tracing.start('child')\n"

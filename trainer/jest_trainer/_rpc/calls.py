@@ -5,27 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jest_proto import tracing
-from jest_proto.tensors import chunks, encode
 from jest_proto.v1 import selection_pb2 as pb
-from jest_trainer import wire
+from jest_trainer._rpc import wire
 from jest_trainer.errors import CallSite
+from jest_wire.spans import NO_SPAN, SuperBatchSpan
+from jest_wire.tensors import chunks, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from jest_core import SelectionPolicy
-    from jest_trainer.announcing import Announcement
-    from jest_trainer.channel import Connection
-    from jest_trainer.deadlines import Deadline
-    from jest_trainer.features import Array
+    from jest_trainer._rpc.channel import Connection
+    from jest_trainer._rpc.deadlines import Deadline
+    from jest_trainer._rpc.encode_outputs import EncodedOutputs
+    from jest_trainer._rpc.features import Array
+    from jest_trainer._rpc.wire import StepTimes
     from jest_trainer.results import SubBatch, Submitted
-    from jest_trainer.stats import StepTimes
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """Speaks for one rank about one super-batch. All methods raise JestError, and Cancelled with their deadline."""
+class SuperBatchCalls:
+    """Calls of one rank about one super-batch. All raise JestError, and Cancelled if their deadline is cancelled."""
 
     connection: Connection
     job: str
@@ -33,8 +33,8 @@ class Conversation:
     policy: SelectionPolicy
     super_batch_id: str
     rank: int
-    held: tracing.Held = tracing.NOT_HELD
-    """The span of the super-batch's whole life on this rank, to which the calls belong."""
+    span: SuperBatchSpan = NO_SPAN
+    """The span of the super-batch's whole life on this rank, the parent of the calls."""
 
     def submit(
         self,
@@ -45,7 +45,7 @@ class Conversation:
         group_labels: Sequence[str] = (),
         sources: Sequence[str] = (),
     ) -> Submitted:
-        """Register the rank's rows by their example keys, with the labels of their groups and sources if there are."""
+        """Register the rank's rows by their example keys, with group labels and sources if there are any."""
         request = pb.SubmitSuperBatchRequest(
             job=self.job,
             super_batch_id=self.super_batch_id,
@@ -61,12 +61,16 @@ class Conversation:
             lambda: request,
             self._site("SubmitSuperBatch"),
             deadline,
-            under=self.held,
+            under=self.span,
         )
         return wire.submitted_from_wire(answer)
 
     def upload(self, positions: Sequence[int], tensors: Mapping[str, Array], deadline: Deadline) -> int:
-        """Send the reference model's inputs for some rows, `[len(positions), ...]` each; returns how many it took."""
+        """Send the reference model's inputs for some rows, `[len(positions), ...]` each.
+
+        Returns:
+            How many examples were queued for scoring.
+        """
         specs, buffers = encode(tensors)
         header = pb.UploadExamplesHeader(
             job=self.job, super_batch_id=self.super_batch_id, rank=self.rank, positions=positions, tensors=specs
@@ -82,19 +86,19 @@ class Conversation:
             messages,
             self._site("UploadExamples"),
             deadline,
-            under=self.held,
+            under=self.span,
         )
         return answer.accepted
 
     def select(
         self,
-        announced: Announcement,
+        outputs: EncodedOutputs,
         deadline: Deadline,
         *,
         return_reference_embeddings: bool,
         last_step: StepTimes | None = None,
     ) -> SubBatch:
-        """Send what the learner makes of the rows and wait for the decision; tell where the last step's time went."""
+        """Send the learner's outputs and wait for the decision; `last_step` reports where the last step's time went."""
         header = pb.SelectSubBatchHeader(
             job=self.job,
             super_batch_id=self.super_batch_id,
@@ -103,11 +107,11 @@ class Conversation:
             return_reference_embeddings=return_reference_embeddings,
             last_step=None if last_step is None else wire.step_times_to_wire(last_step),
         )
-        header.MergeFrom(announced.header)
+        header.MergeFrom(outputs.header)
 
         def messages() -> Iterator[pb.SelectSubBatchRequest]:
             yield pb.SelectSubBatchRequest(header=header)
-            for chunk in announced.chunks():
+            for chunk in outputs.chunks():
                 yield pb.SelectSubBatchRequest(chunk=chunk)
 
         answer = self.connection.call(
@@ -115,7 +119,7 @@ class Conversation:
             messages,
             self._site("SelectSubBatch"),
             deadline,
-            under=self.held,
+            under=self.span,
         )
         return wire.sub_batch_from_wire(self.super_batch_id, self.policy, answer)
 

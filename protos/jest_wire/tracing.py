@@ -10,8 +10,9 @@ tracing is off, nobody makes one.
 from __future__ import annotations
 
 import atexit
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
+
+from jest_wire.spans import NO_SPAN, NOTHING, SuperBatchSpan
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -19,39 +20,7 @@ if TYPE_CHECKING:
 HEADER = "traceparent"
 STOP_S = 3.0
 """How long the end of a process may wait for a collector that takes its time."""
-_OFF: AbstractContextManager[Any] = nullcontext()
 _tracer: Any = None
-
-
-class Held:
-    """A span that is no block: it begins in one thread and ends in another, and its children are told that they are.
-
-    This one stands for none, and does nothing; with tracing there is one that does.
-    """
-
-    def child(self, name: str) -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
-        """Records the block as a child, which is not the active span meanwhile: the block is the caller's own code."""
-        return _OFF
-
-    def call(self, name: str) -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
-        """Records the block, which makes a call, as a child and as the active span."""
-        return _OFF
-
-    def waited(self, name: str) -> None:
-        """Records the time since the last child ended as a child."""
-
-    def ending(self, outcome: str) -> AbstractContextManager[Any]:  # noqa: ARG002 - see above
-        """Ends the span with the block: with that outcome, or as ``failed`` if the block raises."""
-        return _OFF
-
-    def chosen_by_fallback(self, fallback: str, reason: str) -> None:
-        """Says that a fallback decided, and why."""
-
-    def end(self, outcome: str, error: BaseException | None = None) -> None:
-        """Ends the span, unless it has ended already."""
-
-
-NOT_HELD = Held()
 
 
 def on() -> bool:
@@ -71,7 +40,7 @@ def start(service: str) -> None:
     if _tracer is not None and _tracer.is_ours():
         return
     try:
-        from jest_proto._otel import make_tracer  # noqa: PLC0415 - only who traces pays for the import
+        from jest_wire._otel import make_tracer  # noqa: PLC0415 - only who traces pays for the import
     except ModuleNotFoundError as error:
         raise ValueError(
             f"JEST_TRACING is set, but {error.name} is not installed: pip install 'jest-server[tracing]'"
@@ -102,21 +71,21 @@ def span(
     ``parent`` is a W3C traceparent; an empty or unreadable one begins a new trace. ``since_s`` (seconds since 1970) is
     when it began, if that was before the block.
     """
-    return _OFF if _tracer is None else _tracer.span(name, (job, super_batch_id, None), parent, kind, since_s)
+    return NOTHING if _tracer is None else _tracer.span(name, (job, super_batch_id, None), parent, kind, since_s)
 
 
-def held(name: str, job: str, super_batch_id: str, rank: int) -> Held:
-    """Begins a root in the trace of a super-batch; whoever gets it ends it."""
-    return NOT_HELD if _tracer is None else _tracer.held(name, (job, super_batch_id, rank))
+def super_batch_span(name: str, job: str, super_batch_id: str, rank: int) -> SuperBatchSpan:
+    """Begin a root span in the trace of a super-batch; the caller has to end it."""
+    return NO_SPAN if _tracer is None else _tracer.super_batch_span(name, (job, super_batch_id, rank))
 
 
 def call_span(
-    method: str, job: str, super_batch_id: str, rank: int | None, under: Held = NOT_HELD
+    method: str, job: str, super_batch_id: str, rank: int | None, under: SuperBatchSpan = NO_SPAN
 ) -> AbstractContextManager[Any]:
     """Records a trainer's call: under the span that is held, else as a root of its own, in its super-batch's trace."""
     if _tracer is None:
-        return _OFF
-    if under is not NOT_HELD:
+        return NOTHING
+    if under is not NO_SPAN:
         return under.call(f"sdk.{method}")
     return _tracer.root_span(f"sdk.{method}", (job, super_batch_id, rank))  # type: ignore[no-any-return]
 

@@ -1,16 +1,13 @@
-"""Between the contract's messages and the SDK's values; policies have a file of their own."""
+"""The contract's messages to the SDK's values and back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from google.protobuf.duration_pb2 import Duration
 
-from jest_proto.tensors import Assembler, TensorError, as_torch
 from jest_proto.v1 import jobs_pb2, selection_pb2, tensors_pb2
 from jest_trainer.errors import BAD_ANSWER, JestError
-from jest_trainer.policy_wire import from_enum, policy_from_wire, to_enum
 from jest_trainer.results import (
     Counters,
     ReferenceEmbeddings,
@@ -21,51 +18,44 @@ from jest_trainer.results import (
     SubBatch,
     Submitted,
 )
+from jest_wire.learner_outputs import IMAGE_EMBEDDING, TEXT_EMBEDDING
+from jest_wire.policies import policy_from_wire
+from jest_wire.tensors import Assembler, TensorError, as_torch
+from jest_wire.values import duration, enum_name_or_number, enum_value, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from jest_core import SelectionPolicy
-    from jest_trainer.stats import StepTimes
 
-IMAGE, TEXT = "image_embedding", "text_embedding"
+
+class StepTimes(NamedTuple):
+    """Where the seconds of one training step went; the contract's StepTimes defines each."""
+
+    load: float
+    embed: float
+    select: float
+    train: float
 
 
 def fallback_to_wire(fallback: str) -> jobs_pb2.Fallback.ValueType:
-    """Render a fallback's name."""
-    value: jobs_pb2.Fallback.ValueType = to_enum(jobs_pb2.Fallback, fallback)
+    """Return a fallback's enum value."""
+    value: jobs_pb2.Fallback.ValueType = enum_value(jobs_pb2.Fallback, fallback)
     return value
 
 
 def fallback_from_wire(value: jobs_pb2.Fallback.ValueType) -> str | None:
-    """Read a fallback's name; unset is None."""
-    return None if value == jobs_pb2.FALLBACK_UNSPECIFIED else from_enum(jobs_pb2.Fallback, value)
-
-
-def duration(seconds: float) -> Duration:
-    """Render seconds."""
-    message = Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
-    return message
-
-
-def seconds(message: Duration) -> float:
-    """Read seconds."""
-    return message.ToNanoseconds() / 1e9
+    """Return a fallback's name; None if unset."""
+    return None if value == jobs_pb2.FALLBACK_UNSPECIFIED else enum_name_or_number(jobs_pb2.Fallback, value)
 
 
 def step_times_to_wire(times: StepTimes) -> selection_pb2.StepTimes:
-    """Render where a step's time went."""
-    return selection_pb2.StepTimes(
-        load=duration(times.load),
-        embed=duration(times.embed),
-        select=duration(times.select),
-        train=duration(times.train),
-    )
+    """Return the message of one step's times."""
+    return selection_pb2.StepTimes(**{name: duration(value) for name, value in times._asdict().items()})
 
 
 def reference_from_wire(message: jobs_pb2.ReferenceModel) -> ReferenceModel:
-    """Read what is known of a reference model."""
+    """Return what is known of a reference model."""
     return ReferenceModel(
         name=message.name,
         version=message.version,
@@ -78,28 +68,28 @@ def reference_from_wire(message: jobs_pb2.ReferenceModel) -> ReferenceModel:
 
 
 def counters_from_wire(message: jobs_pb2.JobCounters) -> Counters:
-    """Read a job's accounts."""
+    """Return a job's accounts."""
     return Counters(**{name: getattr(message, name) for name in Counters.__slots__})
 
 
 def info_from_wire(message: selection_pb2.GetServerInfoResponse) -> ServerInfo:
-    """Read a server's description of itself."""
+    """Return a server's description of itself."""
     return ServerInfo(
         version=message.version,
-        scorings=tuple(from_enum(jobs_pb2.Scoring, value) for value in message.scorings),
-        losses=tuple(from_enum(jobs_pb2.Loss, value) for value in message.losses),
+        scorings=tuple(enum_name_or_number(jobs_pb2.Scoring, value) for value in message.scorings),
+        losses=tuple(enum_name_or_number(jobs_pb2.Loss, value) for value in message.losses),
         learner_datatypes=tuple(message.learner_datatypes),
         max_rows_per_rank=message.max_rows_per_rank,
         max_tensor_bytes=message.max_tensor_bytes,
         max_message_bytes=message.max_message_bytes,
         max_world_size=message.max_world_size,
         max_pair_loss_bytes=message.max_pair_loss_bytes,
-        precisions=tuple(from_enum(jobs_pb2.Precision, value) for value in message.precisions),
+        precisions=tuple(enum_name_or_number(jobs_pb2.Precision, value) for value in message.precisions),
     )
 
 
 def submitted_from_wire(message: selection_pb2.SubmitSuperBatchResponse) -> Submitted:
-    """Read the answer to a submission."""
+    """Return the answer to a submission."""
     reference = reference_from_wire(message.reference) if message.HasField("reference") else None
     return Submitted(tuple(message.missing_positions), reference, message.decided)
 
@@ -107,7 +97,7 @@ def submitted_from_wire(message: selection_pb2.SubmitSuperBatchResponse) -> Subm
 def sub_batch_from_wire(
     super_batch_id: str, policy: SelectionPolicy, message: selection_pb2.SelectSubBatchResponse
 ) -> SubBatch:
-    """Read a decision of a job with this policy.
+    """Return a decision of a job with this policy.
 
     Raises:
         JestError: Its tensors are not what they announce, or weights are not one for each row.
@@ -131,10 +121,10 @@ def sub_batch_from_wire(
 
 
 def job_policy_from_wire(spec: jobs_pb2.JobSpec) -> SelectionPolicy:
-    """Read a job's policy.
+    """Return a job's policy.
 
     Raises:
-        JestError: This version cannot; the job was made by another one.
+        JestError: This version does not know a value of it: the job was made by another one.
     """
     try:
         return policy_from_wire(spec.policy)
@@ -162,7 +152,7 @@ def _embeddings_from_wire(super_batch_id: str, tensors: Sequence[tensors_pb2.Ten
         return None
     try:
         found = _tensors_from_wire(tensors)
-        return ReferenceEmbeddings(found[IMAGE], found[TEXT])
+        return ReferenceEmbeddings(found[IMAGE_EMBEDDING], found[TEXT_EMBEDDING])
     except (TensorError, KeyError) as error:
         raise JestError(
             f"the reference embeddings in the answer for super-batch {super_batch_id!r} cannot be read: {error}",
@@ -172,7 +162,7 @@ def _embeddings_from_wire(super_batch_id: str, tensors: Sequence[tensors_pb2.Ten
 
 
 def _tensors_from_wire(tensors: Iterable[tensors_pb2.Tensor]) -> dict[str, torch.Tensor]:
-    """Checks sizes and checksums as for streamed tensors; the answer as a whole was bounded by the channel."""
+    """Check sizes and checksums as for streamed tensors; the answer as a whole was bounded by the channel."""
     tensors = list(tensors)
     assembler = Assembler([tensor.spec for tensor in tensors], max_bytes=sum(len(tensor.data) for tensor in tensors))
     for index, tensor in enumerate(tensors):

@@ -5,19 +5,20 @@ import time
 
 import pytest
 
-from jest_trainer.ahead import Ahead
+from jest_trainer._loop.prefetch import Prefetch
 
 
 def nothing():
     pass
 
 
-def ahead(items, work=lambda item, _ahead: item, limit=2, cancel=nothing, drop=lambda _: None):
-    return Ahead(items, work, limit=limit, name="jest-test", cancel=cancel, drop=drop)
+def prefetch(items, work=lambda item: item, limit=2, waiting=None, cancel=nothing, drop=lambda _: None):
+    waiting = waiting or threading.Event()
+    return Prefetch(items, work, limit=limit, name="jest-test", waiting=waiting, cancel=cancel, drop=drop)
 
 
 def test_results_come_in_order_and_then_end():
-    with_double = ahead(range(20), lambda item, _ahead: item * 2)
+    with_double = prefetch(range(20), lambda item: item * 2)
     assert list(with_double) == [2 * item for item in range(20)]
     assert next(with_double, "end") == "end"
 
@@ -25,7 +26,7 @@ def test_results_come_in_order_and_then_end():
 @pytest.mark.parametrize("limit", [1, 3])
 def test_never_more_than_the_limit_is_pulled_ahead(limit, until):
     pulled = []
-    results = ahead((pulled.append(item) or item for item in range(10)), limit=limit)
+    results = prefetch((pulled.append(item) or item for item in range(10)), limit=limit)
     until(lambda: len(pulled) == limit)
     for taken in range(1, 4):
         next(results)
@@ -41,7 +42,7 @@ def test_work_runs_in_another_thread_and_iter_in_this_one():
             return iter([1])
 
     items = Items()
-    (worker,) = ahead(items, lambda _item, _ahead: threading.current_thread())
+    (worker,) = prefetch(items, lambda _item: threading.current_thread())
     assert items.iterated_in is threading.current_thread()
     assert worker is not threading.current_thread()
 
@@ -51,7 +52,7 @@ def test_an_error_of_the_iterable_comes_after_the_results_before_it():
         yield 1
         raise OSError("disk on fire")
 
-    results = ahead(items())
+    results = prefetch(items())
     assert next(results) == 1
     with pytest.raises(OSError, match="disk on fire"):
         next(results)
@@ -59,7 +60,7 @@ def test_an_error_of_the_iterable_comes_after_the_results_before_it():
 
 
 def test_an_error_of_the_work_comes_out_and_ends_the_thread(until):
-    results = ahead([1, 0, 2], lambda item, _ahead: 1 // item)
+    results = prefetch([1, 0, 2], lambda item: 1 // item)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -72,7 +73,7 @@ def test_an_iterable_that_exits_the_program_does_so_in_the_caller_s_thread():
         yield
 
     with pytest.raises(SystemExit):
-        next(ahead(items()))
+        next(prefetch(items()))
 
 
 def test_closing_stops_the_thread_and_lets_the_iterable_go():
@@ -85,18 +86,18 @@ def test_closing_stops_the_thread_and_lets_the_iterable_go():
         finally:
             closed.set()
 
-    results = ahead(endless())
+    results = prefetch(endless())
     next(results)
     results.close()
     assert not results._thread.is_alive()
     assert closed.is_set()
 
 
-def test_whoever_closes_is_told_what_was_ready_and_what_came_too_late(until):
+def test_closing_drops_what_was_ready_and_what_came_too_late(until):
     released, dropped = threading.Event(), []
-    results = ahead(
+    results = prefetch(
         [1, 2, 3],
-        lambda item, _ahead: item != 3 or released.wait(30),
+        lambda item: item != 3 or released.wait(30),
         limit=3,
         cancel=released.set,
         drop=dropped.append,
@@ -109,14 +110,14 @@ def test_whoever_closes_is_told_what_was_ready_and_what_came_too_late(until):
 
 def test_what_was_taken_is_not_dropped():
     dropped = []
-    results = ahead([1, 2], drop=dropped.append)
+    results = prefetch([1, 2], drop=dropped.append)
     assert list(results) == [1, 2]
     results.close()
     assert dropped == []
 
 
 def test_closing_twice_or_after_the_end_does_nothing():
-    results = ahead([1])
+    results = prefetch([1])
     assert list(results) == [1]
     results.close()
     results.close()
@@ -124,7 +125,7 @@ def test_closing_twice_or_after_the_end_does_nothing():
 
 def test_closing_cancels_work_in_progress():
     cancelled = threading.Event()
-    results = ahead([1], lambda _item, _ahead: cancelled.wait(30), cancel=cancelled.set)
+    results = prefetch([1], lambda _item: cancelled.wait(30), cancel=cancelled.set)
     started = time.monotonic()
     results.close()
     assert time.monotonic() - started < 1.0
@@ -133,7 +134,7 @@ def test_closing_cancels_work_in_progress():
 
 def test_closing_does_not_wait_for_an_iterable_that_hangs(until):
     released = threading.Event()
-    results = ahead(released.wait(30) for _ in range(1))
+    results = prefetch(released.wait(30) for _ in range(1))
     started = time.monotonic()
     results.close()
     assert time.monotonic() - started < 2.0
@@ -142,15 +143,16 @@ def test_closing_does_not_wait_for_an_iterable_that_hangs(until):
 
 
 def test_what_was_closed_says_so_instead_of_ending_quietly():
-    results = ahead([1, 2, 3])
+    results = prefetch([1, 2, 3])
     results.close()
     with pytest.raises(RuntimeError, match="was closed, or ended by a later one"):
         next(results)
 
 
-def test_closing_from_another_thread_wakes_who_waits(until):
+def test_closing_from_another_thread_wakes_the_consumer(until):
     released = threading.Event()
-    results = ahead((released.wait(30) for _ in range(1)), cancel=released.set)
+    waiting = threading.Event()
+    results = prefetch((released.wait(30) for _ in range(1)), waiting=waiting, cancel=released.set)
     errors = []
 
     def take():
@@ -161,22 +163,33 @@ def test_closing_from_another_thread_wakes_who_waits(until):
 
     taker = threading.Thread(target=take)
     taker.start()
-    until(lambda: results.waited_for)
+    until(waiting.is_set)
     results.close()
     taker.join(5)
     assert errors
 
 
-def test_whether_someone_waits_is_known_to_the_work(until):
-    waited = []
+def test_work_can_see_whether_the_consumer_waits(until):
+    waiting, seen = threading.Event(), []
 
-    def work(item, results):
-        until(lambda: results.waited_for or item != 0)
-        waited.append(results.waited_for)
+    def work(item):
+        until(lambda: waiting.is_set() or item != 0)
+        seen.append(waiting.is_set())
         return item
 
-    results = ahead(range(3), work)
+    results = prefetch(range(3), work, waiting=waiting)
     assert next(results) == 0
-    until(lambda: len(waited) == 3)
-    assert waited == [True, False, False]
+    until(lambda: len(seen) == 3)
+    assert seen == [True, False, False]
     results.close()
+
+
+def test_a_consumer_that_was_sent_away_does_not_wait_any_more(until):
+    waiting, released = threading.Event(), threading.Event()
+    results = prefetch([1], lambda _item: released.wait(30), waiting=waiting, cancel=released.set)
+    closer = threading.Thread(target=lambda: (until(waiting.is_set), results.close()))
+    closer.start()
+    with pytest.raises(RuntimeError, match="was closed"):
+        next(results)
+    closer.join(5)
+    assert not waiting.is_set()

@@ -18,7 +18,7 @@ from trainer_samples import POLICY
 
 import jest_trainer as jest
 from jest_proto.v1 import jobs_pb2, selection_pb2
-from jest_trainer.deadlines import Cancellation, Cancelled
+from jest_trainer._rpc.deadlines import Cancellation, Cancelled
 
 Code = grpc.StatusCode
 KIB = 1 << 10
@@ -255,7 +255,7 @@ def test_cancelling_ends_the_call_in_flight_at_once(server, job, until):
 
     def submit():
         try:
-            job.conversation("a", 0).submit(["k"], job.deadline(cancellation))
+            job.calls("a", 0).submit(["k"], job.deadline(cancellation))
         except Cancelled as error:
             raised.append(error)
 
@@ -273,14 +273,14 @@ def test_cancelling_ends_the_pause_between_two_attempts(server, job, until):
     cancellation = Cancellation()
     threading.Timer(0.2, cancellation.cancel).start()
     with within(1.5), pytest.raises(Cancelled):
-        job.conversation("a", 0).submit(["k"], job.deadline(cancellation))
+        job.calls("a", 0).submit(["k"], job.deadline(cancellation))
 
 
 def test_nothing_is_called_after_cancelling(server, job):
     cancellation = Cancellation()
     cancellation.cancel()
     with pytest.raises(Cancelled):
-        job.conversation("a", 0).submit(["k"], job.deadline(cancellation))
+        job.calls("a", 0).submit(["k"], job.deadline(cancellation))
 
 
 def test_an_interrupt_cancels_the_call_in_flight(server, client, until):

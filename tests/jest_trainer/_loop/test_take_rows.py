@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jest_trainer.batches import take_rows
+from jest_trainer._loop.take_rows import take_rows
 
 ROWS = 5
 CHOSEN = torch.tensor([3, 0])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import distributed
 
-from jest_trainer.distributed import resolve_rank, resolve_world_size
+from jest_trainer._loop.distributed import resolve_rank, resolve_world_size
 
 
 @pytest.fixture

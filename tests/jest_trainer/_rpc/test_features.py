@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jest_trainer.features import parts
+from jest_trainer._rpc.features import parts
 
 
 @given(rows=st.lists(st.integers(0, 19), min_size=1, unique=True).map(sorted), part_bytes=st.integers(1, 500))

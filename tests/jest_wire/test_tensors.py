@@ -12,9 +12,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jest_proto import tensors as codec
-from jest_proto.tensors import Assembler, TensorChecksumError, TensorError, TensorStream, TensorTooLargeError
 from jest_proto.v1 import tensors_pb2 as pb
+from jest_wire import tensors as codec
+from jest_wire.tensors import Assembler, TensorChecksumError, TensorError, TensorStream, TensorTooLargeError
 
 MIB = 1 << 20
 NO_LIMIT = 1 << 40
@@ -366,7 +366,7 @@ def test_the_codec_works_without_torch():
     program = (
         "import sys\n"
         "import numpy as np\n"
-        "from jest_proto import tensors\n"
+        "from jest_wire import tensors\n"
         "specs, buffers = tensors.encode({'x': np.ones((2, 2), np.float32)})\n"
         "assert tensors.as_numpy(specs[0], buffers[0]).sum() == 4\n"
         "assert 'torch' not in sys.modules\n"

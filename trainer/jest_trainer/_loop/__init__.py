@@ -1,0 +1,1 @@
+"""Private: what `SelectedBatches` is made of."""

@@ -1,0 +1,1 @@
+"""Private: the calls to the server, and messages to values and back."""
