@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 
-from jest_proto.tensors import DATATYPES, chunks, encode
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc
+from jest_wire.tensors import DATATYPES, chunks, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

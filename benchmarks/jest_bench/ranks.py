@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from jest_proto.tensors import chunks, encode
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
+from jest_wire.tensors import chunks, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -23,10 +23,10 @@ from jest_bench.problem import super_batch
 from jest_bench.ranks import STAGES, Rank, RankProcesses
 from jest_bench.served import selector
 from jest_core import Embeddings, SelectionPolicy, select_sub_batch, selection_seed
-from jest_proto.tensors import DATATYPES, as_numpy, encode
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from jest_server.domain.references import ReferenceInfo
 from jest_server.selector.learner_outputs.header import LEARNER_DATATYPES
+from jest_wire.tensors import DATATYPES, as_numpy, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ import numpy as np
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from jest_proto import tensors
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc
+from jest_wire import tensors
 
 TIMEOUT_S = 30.0
 OPTIONS = [("grpc.max_receive_message_length", -1)]

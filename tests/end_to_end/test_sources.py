@@ -16,11 +16,11 @@ from PIL import Image
 import jest_trainer as jest
 from conformance.speaker import Speaker, fresh_keys, refusal_of, unit_embeddings
 from jest_bench.scoring_stack import ScoringStack
-from jest_proto.tensors import as_numpy
 from jest_proto.v1 import jobs_pb2
 from jest_server.local.triton_server import TritonServer
 from jest_server.runtime.settings import ScorerSettings
 from jest_server.scorer.__main__ import example_sources
+from jest_wire.tensors import as_numpy
 from support.learner import TinyLearner
 from support.pictures import write_tar
 from support.preprocess_tiny import inputs

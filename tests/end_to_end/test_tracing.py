@@ -11,7 +11,6 @@ import pytest
 
 import jest_trainer
 from jest_core import SelectionPolicy
-from jest_proto import tracing
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
 from jest_server.domain.shards import Shard
 from jest_server.local.stack import Stack
@@ -19,6 +18,7 @@ from jest_server.local.triton_server import TritonServer
 from jest_server.local.valkey_server import ValkeyServer
 from jest_server.runtime.logs import _with_trace
 from jest_server.stores.redis.shard_queue import _unpack_shard, pack_shard
+from jest_wire import tracing
 from support.learner import TinyLearner, selected, super_batches
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
@@ -134,10 +134,10 @@ def test_without_tracing_nothing_of_ours_imports_opentelemetry(module):
     """The client of Redis looks for it by itself, and goes on without; here whoever looks finds none."""
     code = (
         "import sys\nsys.modules['opentelemetry'] = None\n"
-        f"import {module}\nfrom jest_proto import tracing\n"
+        f"import {module}\nfrom jest_wire import tracing\n"
         "with tracing.span('x') as span: assert span is None\n"
         "assert tracing.span('x') is tracing.span('y') and tracing.traceparent() == ''\n"
-        "sys.exit('jest_proto._otel' in sys.modules)"
+        "sys.exit('jest_wire._otel' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

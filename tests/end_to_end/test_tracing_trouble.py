@@ -16,10 +16,10 @@ import pytest
 import jest_trainer
 from jest_bench.scoring_stack import ScoringStack
 from jest_core import SelectionPolicy
-from jest_proto import tracing
 from jest_server.local.process import free_port
 from jest_server.local.stack import Stack
 from jest_server.local.triton_server import TritonServer
+from jest_wire import tracing
 from support.collector import no_collector
 from support.learner import TinyLearner, selected, super_batches
 

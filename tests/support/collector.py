@@ -12,7 +12,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from jest_proto import tracing
+from jest_wire import tracing
 from support.polling import wait_until
 
 STATUS = ("unset", "ok", "error")

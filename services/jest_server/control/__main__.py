@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from jest_proto import tracing
 from jest_server.control.app import create_app
 from jest_server.control.guard import Guard
 from jest_server.control.traced import Traced
@@ -26,6 +25,7 @@ from jest_server.runtime.settings import ControlSettings
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
 from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 from jest_server.use_cases.jobs import Jobs
+from jest_wire import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,6 @@ import asyncio
 
 from prometheus_client import CollectorRegistry
 
-from jest_proto import tracing
 from jest_server.reference.from_settings import reference_model
 from jest_server.runtime import logs, metrics
 from jest_server.runtime.lifecycle import stop_on_signals, tune_for_latency
@@ -18,6 +17,7 @@ from jest_server.scorer import __main__ as scorer
 from jest_server.selector import __main__ as selector
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
 from jest_server.stores.memory.super_batches import MemorySuperBatchStore
+from jest_wire import tracing
 
 _ANY_PORT = "127.0.0.1:0"
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jest_proto.tensors import DATATYPES
 from jest_server.domain.errors import ReferenceModelError
+from jest_wire.tensors import DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

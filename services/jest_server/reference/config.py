@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from jest_proto.tensors import DATATYPES
 from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.references import ReferenceInfo, ReferenceInput
+from jest_wire.tensors import DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

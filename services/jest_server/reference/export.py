@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import text_format
 
-from jest_proto.tensors import DATATYPES
 from jest_server.reference.arrays import neutral_example
 from jest_server.reference.config import Parameter, datatype_of
 from jest_server.reference.repository import CONFIG, WEIGHTS, LoadedReference, read_config, version_folder
+from jest_wire.tensors import DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

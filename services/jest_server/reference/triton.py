@@ -25,12 +25,12 @@ from tenacity import (
 )
 from tritonclient.utils import InferenceServerException
 
-from jest_proto import tracing
 from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.inference import InferenceObserver, Outcome, ignore
 from jest_server.reference.arrays import checked_embedding, count_examples, neutral_example
 from jest_server.reference.config import OUTPUTS, reference_info
 from jest_server.runtime.logs import get_logger
+from jest_wire import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping

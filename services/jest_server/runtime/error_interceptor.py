@@ -11,9 +11,9 @@ from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from jest_proto import tracing
 from jest_server.domain import errors, tenants
 from jest_server.runtime.logs import get_logger
+from jest_wire import tracing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

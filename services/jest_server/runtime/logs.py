@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from jest_proto import tracing
+from jest_wire import tracing
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from jest_proto import tracing
 from jest_server.domain.sources import AllowedSources
 from jest_server.reference.from_settings import reference_model
 from jest_server.runtime import logs, metrics
@@ -19,6 +18,7 @@ from jest_server.scorer.worker import Worker
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
 from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 from jest_server.stores.tiered_cache import with_embedding_files
+from jest_wire import tracing
 
 if TYPE_CHECKING:
     from jest_server.domain.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jest_proto import tracing
-from jest_proto.tensors import DATATYPES
 from jest_server.domain.errors import StoreUnavailable, UnreadableSource
 from jest_server.domain.shards import ShardResult
 from jest_server.domain.storage import Lease
 from jest_server.runtime.logs import get_logger
 from jest_server.stores import blobs
+from jest_wire import tracing
+from jest_wire.tensors import DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -11,11 +11,11 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from jest_proto import tracing
 from jest_server.domain.dead_letters import DeadLetter
 from jest_server.domain.errors import ReferenceModelError, StoreUnavailable
 from jest_server.runtime.logs import bound, get_logger
 from jest_server.scorer.scoring import Scoring, UnscorableShard
+from jest_wire import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from prometheus_client import CollectorRegistry
 
-from jest_proto import tracing
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc
 from jest_server.domain.decisions import Retention
 from jest_server.runtime import logs, metrics
@@ -27,6 +26,7 @@ from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
 from jest_server.stores.redis.super_batches import RedisSuperBatchStore
 from jest_server.stores.tiered_cache import with_embedding_files
 from jest_server.use_cases.jobs import Jobs
+from jest_wire import tracing
 
 if TYPE_CHECKING:
     from jest_server.domain.ports import EmbeddingCache, SuperBatchStore

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from jest_proto import tracing
-from jest_proto.tensors import encode
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc, tensors_pb2
 from jest_server import __version__
 from jest_server.domain import tenants
@@ -25,6 +23,8 @@ from jest_server.selector.intake.request import Rows
 from jest_server.selector.intake.uploads import Upload
 from jest_server.selector.learner_outputs.header import EMBEDDINGS, LEARNER_DATATYPES, check_header, digest_of
 from jest_server.selector.learner_outputs.receive import LearnerReceiver, announced_bytes, receive_tensors
+from jest_wire import tracing
+from jest_wire.tensors import encode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -5,11 +5,11 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from jest_proto import tracing
 from jest_server.control.guard import Guard
 from jest_server.control.traced import Traced
 from jest_server.runtime.metrics import ControlMetrics
 from jest_server.runtime.security.tokens import Tokens, add_token
+from jest_wire import tracing
 
 
 @pytest.fixture

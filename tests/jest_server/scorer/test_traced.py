@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from jest_proto import tracing
 from jest_server.domain.errors import ReferenceModelError, UnreadableSource
 from jest_server.stores import blobs
+from jest_wire import tracing
 
 TRACE, CALL = "a" * 32, "b" * 16
 TRACEPARENT = f"00-{TRACE}-{CALL}-01"

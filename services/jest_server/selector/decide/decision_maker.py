@@ -8,7 +8,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jest_core import selection_seed
-from jest_proto import tracing
 from jest_server.domain.dead_letters import DeadLetter
 from jest_server.domain.decisions import Decision
 from jest_server.domain.errors import DeadLettered, ReferenceTimeout, SuperBatchUnknown
@@ -17,6 +16,7 @@ from jest_server.selector.decide.choose import Chosen, Inputs, Question, choose,
 from jest_server.selector.decide.join_reference import Joined, join_reference
 from jest_server.selector.intake.submit import gone
 from jest_server.selector.learner_outputs.pending import Outcome
+from jest_wire import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

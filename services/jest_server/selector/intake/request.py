@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jest_proto.tensors import content_digest
 from jest_server.domain.errors import InvalidField
 from jest_server.domain.policies import policy_of
 from jest_server.domain.super_batches import MAX_KEY_BYTES, Submission
+from jest_wire.tensors import content_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

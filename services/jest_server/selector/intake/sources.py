@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jest_proto import tracing
-from jest_proto.tensors import content_digest
 from jest_server.domain.chunked import chunked
 from jest_server.domain.errors import InvalidField
 from jest_server.domain.shards import Shard
 from jest_server.stores import blobs
+from jest_wire import tracing
+from jest_wire.tensors import content_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jest_proto.tensors import content_digest
 from jest_server.domain.errors import Conflict, DeadLettered, InvalidField, SuperBatchUnknown
 from jest_server.domain.sources import AllowedSources
 from jest_server.domain.super_batches import SubmitStatus, UploadStatus
@@ -15,6 +14,7 @@ from jest_server.selector.intake.quotas import Bounds
 from jest_server.selector.intake.request import check_rank, submission_of
 from jest_server.selector.intake.sources import check_sources, shards_of_sources
 from jest_server.selector.intake.uploads import check_upload, shards_of_upload
+from jest_wire.tensors import content_digest
 
 if TYPE_CHECKING:
     from jest_server.domain.jobs import JobSpec

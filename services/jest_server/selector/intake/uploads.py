@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jest_proto import tracing
-from jest_proto.tensors import as_numpy
 from jest_server.domain.errors import InvalidField
 from jest_server.domain.shards import Shard
 from jest_server.selector.intake.request import OfRank
 from jest_server.stores import blobs
+from jest_wire import tracing
+from jest_wire.tensors import as_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jest_proto.tensors import Bytes
     from jest_proto.v1 import tensors_pb2
     from jest_server.domain.references import ReferenceInfo
+    from jest_wire.tensors import Bytes
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from jest_proto.tensors import content_digest
 from jest_server.domain.errors import InvalidField
 from jest_server.selector.learner_outputs.tiles import Tile
+from jest_wire.tensors import content_digest
 
 if TYPE_CHECKING:
     from jest_proto.v1 import selection_pb2, tensors_pb2

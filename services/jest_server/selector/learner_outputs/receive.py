@@ -11,7 +11,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jest_core import Embeddings, ExampleLosses
-from jest_proto.tensors import (
+from jest_server.domain.errors import ChecksumMismatch, InvalidField, TooLarge
+from jest_server.selector.learner_outputs.header import EMBEDDINGS, LEARNER_LOSS, REFERENCE_LOSS, check_rows, tiles_of
+from jest_server.selector.learner_outputs.pending import LearnerOutputs, LossesOfModels
+from jest_server.selector.learner_outputs.spilled_matrix import matrix_bytes, to_the_end
+from jest_server.selector.learner_outputs.tiles import TilingError, check_tiling
+from jest_wire.tensors import (
     TensorChecksumError,
     TensorError,
     TensorStream,
@@ -19,21 +24,16 @@ from jest_proto.tensors import (
     as_torch,
     check_specs,
 )
-from jest_server.domain.errors import ChecksumMismatch, InvalidField, TooLarge
-from jest_server.selector.learner_outputs.header import EMBEDDINGS, LEARNER_LOSS, REFERENCE_LOSS, check_rows, tiles_of
-from jest_server.selector.learner_outputs.pending import LearnerOutputs, LossesOfModels
-from jest_server.selector.learner_outputs.spilled_matrix import matrix_bytes, to_the_end
-from jest_server.selector.learner_outputs.tiles import TilingError, check_tiling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-    from jest_proto.tensors import Bytes
     from jest_proto.v1 import selection_pb2, tensors_pb2
     from jest_server.runtime.settings import SelectorSettings
     from jest_server.selector.decide.select import Call, Selections
     from jest_server.selector.learner_outputs.pending import Assemblies, RankOutputs
     from jest_server.selector.learner_outputs.spilled_matrix import ScratchMatrix
+    from jest_wire.tensors import Bytes
 
     T = TypeVar("T")
 

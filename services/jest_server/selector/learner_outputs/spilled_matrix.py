@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
-from jest_proto.tensors import DATATYPES
 from jest_server.domain.errors import Conflict, QueueFull
+from jest_wire.tensors import DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jest_proto import tensors
 from jest_proto.v1 import selection_pb2 as pb
 from jest_server.domain.errors import Conflict, InvalidField, QueueFull, TooLarge
 from jest_server.runtime.settings import SelectorSettings
@@ -14,6 +13,7 @@ from jest_server.selector.learner_outputs.header import digest_of
 from jest_server.selector.learner_outputs.pending import Assemblies, LossesOfModels
 from jest_server.selector.learner_outputs.receive import LearnerReceiver
 from jest_server.selector.learner_outputs.spilled_matrix import ScratchMatrix
+from jest_wire import tensors
 
 MIB = 1 << 20
 
