@@ -20,7 +20,7 @@ OUTPUT_KINDS: Mapping[str, Kind] = {
 }
 """By loss: which of the header's `outputs` a learner sends."""
 
-IMAGE_EMBEDDING, TEXT_EMBEDDING = "image_embedding", "text_embedding"
+EMBEDDINGS = IMAGE_EMBEDDING, TEXT_EMBEDDING = "image_embedding", "text_embedding"
 LEARNER_LOSS, REFERENCE_LOSS = "learner_loss", "reference_loss"
 
 

@@ -1,4 +1,4 @@
-"""Pair losses come in tiles that cover each rank's rows and every column once."""
+"""Pair losses come in tiles that cover each rank's rows and every column once, in row-major order."""
 
 import grpc
 import numpy as np
@@ -155,8 +155,27 @@ def test_pair_losses_of_a_super_batch_that_was_never_submitted_are_refused(speak
         ({(0, 0): matrix(rows=17)}, "pair_losses.tiles[0]", "rows 0 to 16"),
         ({(0, 0): matrix(columns=17)}, "pair_losses.tiles[0]", "columns 0 to 16"),
         ({(0, 1): matrix()}, "pair_losses.tiles[0]", "expected it inside [16, 16]"),
-        ({(0, 0): matrix(), (8, 8): matrix(rows=2, columns=2)}, "pair_losses.tiles[1]", "overlaps tile 0"),
-        ({(0, 0): matrix(rows=9), (8, 0): matrix(rows=8)}, "pair_losses.tiles[1]", "overlaps tile 0"),
+        ({(0, 0): matrix(), (8, 8): matrix(rows=2, columns=2)}, "pair_losses.tiles[1]", "start at row 16, column 0"),
+        (
+            {(0, 0): matrix(rows=9), (8, 0): matrix(rows=8)},
+            "pair_losses.tiles[1]",
+            "covers rows 8 to 15, columns 0 to 15, expected it to start at row 9, column 0: tiles come in row-major",
+        ),
+        (
+            dict(reversed(tiled(matrix(), rows=8, columns=16).items())),
+            "pair_losses.tiles[0]",
+            "covers rows 8 to 15, columns 0 to 15, expected it to start at row 0, column 0: tiles come in row-major",
+        ),
+        (
+            dict(reversed(tiled(matrix(), rows=16, columns=8).items())),
+            "pair_losses.tiles[0]",
+            "covers rows 0 to 15, columns 8 to 15, expected it to start at row 0, column 0: tiles come in row-major",
+        ),
+        (
+            {(0, 0): matrix(columns=8), (0, 8): matrix(rows=8, columns=8), (8, 8): matrix(rows=8, columns=8)},
+            "pair_losses.tiles[1]",
+            "covers rows 0 to 7, columns 8 to 15, expected 16 rows",
+        ),
         ({}, "pair_losses.tiles", "0 tiles for 0 tensors"),
         ({(0, 0): matrix(dtype=np.int32)}, "tensors[tile-0].datatype", "INT32"),
         ({(0, 0): matrix()[0]}, "tensors[tile-0].shape", "expected [rows, columns]"),
@@ -168,7 +187,7 @@ def test_pair_losses_of_a_super_batch_that_was_never_submitted_are_refused(speak
         ),
     ],
 )
-def test_tiles_that_do_not_cover_the_matrix_once_are_refused_by_name(speaker, ready, tiles, field, says):
+def test_tiles_that_do_not_cover_the_matrix_once_and_in_order_are_refused_by_name(speaker, ready, tiles, field, says):
     refusal = refused(speaker.select_pairs, ready, "sb", tiles)
     assert (refusal.code, refusal.fields) == (INVALID, [field])
     assert says in refusal.message

@@ -258,7 +258,8 @@ class LearnerPairLosses(_message.Message):
     @_builtins.property
     def tiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___PairLossTile]:
         """Tile i is the tensor i of the header, whatever its name; no two have the same name. All tensors of all ranks have one
-        datatype. Together the tiles cover the matrix, each element once; a tile has at most 16 MiB.
+        datatype. Together the tiles cover the matrix, each element once, in row-major order: bands of whole rows from top to
+        bottom, the tiles of a band from left to right and all as high as the band. A tile has at most 16 MiB.
         """
 
     def __init__(

@@ -21,10 +21,12 @@ from jest_server.selector import wire
 from jest_server.selector.decide.select import Call
 from jest_server.selector.intake.request import Rows
 from jest_server.selector.intake.uploads import Upload
-from jest_server.selector.learner_outputs.header import EMBEDDINGS, LEARNER_DATATYPES, check_header, digest_of
+from jest_server.selector.learner_outputs.header import LEARNER_DATATYPES, check_header, digest_of
 from jest_server.selector.learner_outputs.receive import LearnerReceiver, announced_bytes, receive_tensors
 from jest_wire import tracing
+from jest_wire.learner_outputs import EMBEDDINGS
 from jest_wire.tensors import encode
+from jest_wire.values import duration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -215,7 +217,7 @@ def _answer(
         cache_hits=decision.cache_hits,
         reference_inferences=decision.reference_inferences,
         perplexity=decision.perplexity,
-        timings=selection_pb2.StageTimings(**{k: wire.duration(s) for k, s in decision.timings_s.items()}),
+        timings=selection_pb2.StageTimings(**{k: duration(s) for k, s in decision.timings_s.items()}),
         fallback=wire.fallback_to_wire(decision.fallback),
         fallback_reason=decision.fallback_reason,
         reference_embeddings=reference_embeddings,

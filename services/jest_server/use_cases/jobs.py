@@ -37,7 +37,7 @@ class Jobs:
             QueueFull: If the tenant has as many jobs as it may.
         """
         try:
-            policy_of(spec.policy)
+            policy = policy_of(spec.policy)
         except ValueError as error:
             raise InvalidField(f"spec.policy: {error}", field_name="spec.policy") from error
         if spec.world_size > self._max_world_size:
@@ -45,7 +45,7 @@ class Jobs:
                 f"spec.world_size is {spec.world_size}, the limit is {self._max_world_size}",
                 field_name="spec.world_size",
             )
-        if spec.policy.needs_reference_model and not spec.reference_model:
+        if policy.needs_reference_model and not spec.reference_model:
             raise InvalidField(
                 f"spec.reference_model is empty, expected a name: scoring {spec.policy.scoring!r} under loss "
                 f"{spec.policy.loss!r} needs the reference model",

@@ -1,7 +1,5 @@
 """Records outlive the version that wrote them."""
 
-import pytest
-
 from jest_server.domain.decisions import Decision
 from jest_server.domain.jobs import JobSpec
 from jest_server.domain.policies import PolicySpec
@@ -39,18 +37,3 @@ def test_a_decision_that_was_recorded_before_weights_is_still_read():
     decision = Decision.model_validate_json(old)
     assert decision.positions == {0: (2, 1)}
     assert decision.step is decision.gain is decision.weights is None
-
-
-@pytest.mark.parametrize(
-    ("scoring", "loss", "needed"),
-    [
-        ("learnability", "sigmoid", True),
-        ("easy_reference", "softmax", True),
-        ("learnability", "pairwise", True),
-        ("learnability", "per_example", False),
-        ("hard_learner", "sigmoid", False),
-        ("uniform", "softmax", False),
-    ],
-)
-def test_a_policy_knows_whether_the_reference_model_has_to_embed(scoring, loss, needed):
-    assert PolicySpec(scoring=scoring, loss=loss, sub_batch_size=1).needs_reference_model is needed

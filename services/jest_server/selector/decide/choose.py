@@ -90,7 +90,7 @@ class Question:
             ValueError: As ``policy``.
         """
         rows = sum(self.inputs.rows)
-        width = sum(tensor.shape[-1] for tensor in _matrices(self.spec, self.inputs))
+        width = sum(tensor.shape[-1] for tensor in _matrices(policy_of(self.spec), self.inputs))
         return float(rows) * self.policy().resolve_sub_batch_size(rows) * max(1, width)
 
 
@@ -107,10 +107,9 @@ def choose(question: Question, device: torch.device) -> Chosen:
     Raises:
         ValueError: If no sub-batch can be chosen, e.g. because too few keys are distinct.
     """
-    spec, inputs = question.spec, question.inputs
-    policy = question.policy()
-    where = CPU if spec.loss == "pairwise" else device
-    learner, reference = _learner(spec, inputs, where), _reference(spec, inputs, where)
+    inputs, policy = question.inputs, question.policy()
+    where = CPU if policy.loss == "pairwise" else device
+    learner, reference = _learner(policy, inputs, where), _reference(policy, inputs, where)
     rows = torch.tensor(inputs.rows)
     submissions = [inputs.submissions[rank] for rank in inputs.ranks]
     selection = select_sub_batch(
@@ -149,8 +148,8 @@ def replay(decision: Decision, inputs: Inputs, device: torch.device) -> Chosen:
     return choose(Question(spec, decision.seed, decision.step, inputs), device)
 
 
-def _learner(spec: PolicySpec, inputs: Inputs, device: torch.device) -> ModelOutputs | None:
-    if not spec.scores_learner:
+def _learner(policy: SelectionPolicy, inputs: Inputs, device: torch.device) -> ModelOutputs | None:
+    if not policy.scores_learner:
         return None
     parts = [inputs.outputs[rank].outputs for rank in inputs.ranks]
     first = parts[0]
@@ -167,10 +166,10 @@ def _learner(spec: PolicySpec, inputs: Inputs, device: torch.device) -> ModelOut
     return _example_losses(parts, "learner", device)
 
 
-def _reference(spec: PolicySpec, inputs: Inputs, device: torch.device) -> ModelOutputs | None:
-    if not spec.scores_reference:
+def _reference(policy: SelectionPolicy, inputs: Inputs, device: torch.device) -> ModelOutputs | None:
+    if not policy.scores_reference:
         return None
-    if spec.loss == "per_example":
+    if policy.loss == "per_example":
         return _example_losses([inputs.outputs[rank].outputs for rank in inputs.ranks], "reference", device)
     assert inputs.reference is not None
     info, joined = inputs.reference
@@ -187,9 +186,9 @@ def _labels(submissions: Sequence[Submission]) -> list[str | None]:
     return [label or None for submission in submissions for label in submission.group_labels]
 
 
-def _matrices(spec: PolicySpec, inputs: Inputs) -> list[torch.Tensor]:
+def _matrices(policy: SelectionPolicy, inputs: Inputs) -> list[torch.Tensor]:
     """Returns one matrix of embeddings of each model that counts."""
     first = inputs.outputs[0].outputs
-    learner = [first.image] if spec.scores_learner and isinstance(first, Embeddings) else []
-    reference = [inputs.reference[1]] if spec.needs_reference_model and inputs.reference is not None else []
+    learner = [first.image] if policy.scores_learner and isinstance(first, Embeddings) else []
+    reference = [inputs.reference[1]] if policy.needs_reference_model and inputs.reference is not None else []
     return learner + reference

@@ -11,6 +11,7 @@ from jest_core import selection_seed
 from jest_server.domain.dead_letters import DeadLetter
 from jest_server.domain.decisions import Decision
 from jest_server.domain.errors import DeadLettered, ReferenceTimeout, SuperBatchUnknown
+from jest_server.domain.policies import policy_of
 from jest_server.runtime.logs import get_logger
 from jest_server.selector.decide.choose import Chosen, Inputs, Question, choose, rule
 from jest_server.selector.decide.join_reference import Joined, join_reference
@@ -138,7 +139,7 @@ class Decider:
                 super_batch = await self._store.get_super_batch(*key)
                 if super_batch is None:
                     raise await gone(self._store, *key, 0)
-                if not job.spec.policy.needs_reference_model:
+                if not policy_of(job.spec.policy).needs_reference_model:
                     return super_batch, None, ""
                 if super_batch.pending_shards == 0:
                     return super_batch, await join_reference(self._store, self._cache, super_batch), ""

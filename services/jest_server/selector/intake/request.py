@@ -70,7 +70,7 @@ def submission_of(rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) ->
         InvalidField: If a value cannot be, or fewer rows may be chosen than the sub-batch needs.
     """
     _check_lengths("example_keys", rows.keys, least=1, most=MAX_KEY_BYTES)
-    if rows.step is None and spec.policy.is_scheduled:
+    if rows.step is None and policy_of(spec.policy).is_scheduled:
         raise InvalidField(
             f"step is not set, expected the training step: the policy of job {spec.name!r} has a schedule",
             field_name="step",

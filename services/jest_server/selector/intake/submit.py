@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jest_server.domain.errors import Conflict, DeadLettered, InvalidField, SuperBatchUnknown
+from jest_server.domain.policies import policy_of
 from jest_server.domain.sources import AllowedSources
 from jest_server.domain.super_batches import SubmitStatus, UploadStatus
 from jest_server.selector.intake.quotas import Bounds
@@ -82,7 +83,7 @@ class Submissions:
         self._refuse(status, submission, super_batch, spec, rows.context())
         if super_batch is None:
             return await self._decided(submission)
-        missing = await self._missing(submission, super_batch) if spec.policy.needs_reference_model else ()
+        missing = await self._missing(submission, super_batch) if policy_of(spec.policy).needs_reference_model else ()
         named = tuple(row for row in missing if rows.sources and rows.sources[row])
         if named:
             assert super_batch.reference is not None, "a job that needs the reference model has one"

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from jest_server.domain.errors import InvalidField
-from jest_server.selector.learner_outputs.tiles import Tile
+from jest_server.domain.policies import policy_of
+from jest_wire.learner_outputs import EMBEDDINGS, OUTPUT_KINDS, Tile, example_loss_names
 from jest_wire.tensors import content_digest
 
 if TYPE_CHECKING:
@@ -14,16 +15,7 @@ if TYPE_CHECKING:
     from jest_server.domain.policies import PolicySpec
 
 LEARNER_DATATYPES = ("FP32", "FP16", "BF16")
-EMBEDDINGS = ("image_embedding", "text_embedding")
-LEARNER_LOSS = "learner_loss"
-REFERENCE_LOSS = "reference_loss"
 MAX_TILE_BYTES = 16 << 20
-_OUTPUTS = {
-    "sigmoid": "embeddings",
-    "softmax": "embeddings",
-    "pairwise": "pair_losses",
-    "per_example": "example_losses",
-}
 
 
 def check_header(header: selection_pb2.SelectSubBatchHeader, policy: PolicySpec) -> None:
@@ -32,7 +24,7 @@ def check_header(header: selection_pb2.SelectSubBatchHeader, policy: PolicySpec)
     Raises:
         InvalidField: For the first field that cannot be.
     """
-    kind, expected = header.WhichOneof("outputs"), _OUTPUTS[policy.loss]
+    kind, expected = header.WhichOneof("outputs"), OUTPUT_KINDS[policy.loss]
     if kind != expected:
         found = "is not set" if kind is None else f"is {kind}"
         raise InvalidField(
@@ -49,7 +41,7 @@ def check_header(header: selection_pb2.SelectSubBatchHeader, policy: PolicySpec)
     elif kind == "pair_losses":
         _check_tiles(header)
     else:
-        _check_names(header, example_loss_names(policy))
+        _check_names(header, example_loss_names(policy_of(policy)))
         for spec in header.tensors:
             _check_shape(spec, 1, "[rows]")
 
@@ -78,12 +70,6 @@ def digest_of(header: selection_pb2.SelectSubBatchHeader) -> str:
         return content_digest(header.tensors, header.embeddings.scale, header.embeddings.bias)
     places = [(tile.row, tile.column) for tile in header.pair_losses.tiles]
     return content_digest(header.tensors, kind, places)
-
-
-def example_loss_names(policy: PolicySpec) -> list[str]:
-    """Names of the losses of single examples that the scoring needs."""
-    names = ((LEARNER_LOSS, policy.scores_learner), (REFERENCE_LOSS, policy.scores_reference))
-    return [name for name, needed in names if needed]
 
 
 def tiles_of(header: selection_pb2.SelectSubBatchHeader) -> list[Tile]:

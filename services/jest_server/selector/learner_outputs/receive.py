@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jest_core import Embeddings, ExampleLosses
 from jest_server.domain.errors import ChecksumMismatch, InvalidField, TooLarge
-from jest_server.selector.learner_outputs.header import EMBEDDINGS, LEARNER_LOSS, REFERENCE_LOSS, check_rows, tiles_of
+from jest_server.selector.learner_outputs.header import check_rows, tiles_of
 from jest_server.selector.learner_outputs.pending import LearnerOutputs, LossesOfModels
 from jest_server.selector.learner_outputs.spilled_matrix import matrix_bytes, to_the_end
 from jest_server.selector.learner_outputs.tiles import TilingError, check_tiling
+from jest_wire.learner_outputs import EMBEDDINGS, LEARNER_LOSS, REFERENCE_LOSS
 from jest_wire.tensors import (
     TensorChecksumError,
     TensorError,

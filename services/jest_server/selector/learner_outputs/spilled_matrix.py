@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from jest_server.selector.learner_outputs.tiles import Tile
+    from jest_wire.learner_outputs import Tile
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from jest_server.domain.super_batches import Submission
 from jest_server.selector.decide.choose import Inputs, Question, choose, replay, rule
 from jest_server.selector.learner_outputs.pending import LearnerOutputs, LossesOfModels
 from jest_server.selector.learner_outputs.spilled_matrix import ScratchMatrix
-from jest_server.selector.learner_outputs.tiles import Tile
+from jest_wire.learner_outputs import Tile
 
 CPU = torch.device("cpu")
 REFERENCE = ReferenceInfo(

@@ -10,7 +10,7 @@ import torch
 
 from jest_server.domain.errors import Conflict, QueueFull
 from jest_server.selector.learner_outputs.spilled_matrix import ScratchMatrices, ScratchMatrix, to_the_end
-from jest_server.selector.learner_outputs.tiles import Tile
+from jest_wire.learner_outputs import Tile
 
 
 def mapped_files(folder):
