@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc
+from jest_wire.learner_outputs import IMAGE_EMBEDDING, TEXT_EMBEDDING
 from jest_wire.tensors import DATATYPES, chunks, encode
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class BenchJob:
         """Has a submitted super-batch selected."""
         ids: dict[str, Any] = {"job": self._name, "super_batch_id": f"{keys}-{start}"}
         learner = np.eye(self._rows, LEARNER_WIDTH, dtype=np.float32)
-        specs, buffers = encode({"image_embedding": learner, "text_embedding": learner})
+        specs, buffers = encode({IMAGE_EMBEDDING: learner, TEXT_EMBEDDING: learner})
         outputs = selection_pb2.LearnerEmbeddings(scale=1.0, bias=0.0)
         header = selection_pb2.SelectSubBatchHeader(**ids, rank=0, world_size=1, embeddings=outputs, tensors=specs)
         return self._selection.SelectSubBatch(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 
 from jest_proto.v1 import selection_pb2, selection_pb2_grpc
+from jest_wire.learner_outputs import IMAGE_EMBEDDING, TEXT_EMBEDDING
 from jest_wire.tensors import chunks, encode
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _submit(stub: selection_pb2_grpc.SelectionServiceStub, rank: Rank, super_bat
 
 def _select(stub: selection_pb2_grpc.SelectionServiceStub, rank: Rank, super_batch_id: str) -> Call:
     started = time.perf_counter()
-    specs, buffers = encode({"image_embedding": rank.image, "text_embedding": rank.text})
+    specs, buffers = encode({IMAGE_EMBEDDING: rank.image, TEXT_EMBEDDING: rank.text})
     encoded = sent = time.perf_counter()
     header = selection_pb2.SelectSubBatchHeader(
         job=rank.job,

@@ -1,7 +1,7 @@
-"""Arrays to wire and back: the only place that knows how a tensor's bytes travel.
+"""Arrays to bytes and back: the only place that knows how a tensor is sent.
 
-Bytes are raw, little-endian, row-major, announced by a ``TensorSpec``, sent in ``TensorChunk`` pieces of 1 MiB.
-NumPy is all it needs; torch tensors are accepted, and made on request, without importing torch beforehand.
+Bytes are raw, little-endian, row-major, announced by a `TensorSpec`, sent in `TensorChunk` messages of 1 MiB.
+Only NumPy is needed; torch tensors are accepted, and made on request, without importing torch beforehand.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from jest_proto.v1 import tensors_pb2 as pb
+from jest_wire.values import FieldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,33 +53,32 @@ _BY_NUMPY = {row.numpy: row for row in _TABLE}
 _BY_TORCH = {f"torch.{row.torch}": row for row in _TABLE}
 
 
-class TensorError(ValueError):
-    """A tensor on the wire is not what it has to be; ``field`` is where, the message tells value and expectation."""
+class TensorError(FieldError):
+    """A tensor on the wire is invalid; the message names field, value and expectation."""
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
+        super().__init__(field, f": {problem}")
 
 
 class TensorTooLargeError(TensorError):
-    """The announced sizes are over the receiver's limit."""
+    """The announced sizes exceed the receiver's limit."""
 
 
 class TensorChecksumError(TensorError):
-    """All bytes arrived, but they are not those that were announced."""
+    """All bytes arrived, but their checksum is not the announced one."""
 
 
 # Sending
 
 
 def encode(tensors: Mapping[str, Array]) -> tuple[list[pb.TensorSpec], list[Bytes]]:
-    """Describes named arrays and exposes their bytes, copying only what is not contiguous or not in main memory.
+    """Describe named arrays and expose their bytes, copying only what is not contiguous or not in main memory.
 
     Args:
         tensors: NumPy arrays or torch tensors with at least one dimension.
 
     Raises:
-        TensorError: If an element type has no name on the wire, or an array has no dimensions.
+        TensorError: An element type has no name on the wire, or an array has no dimensions.
     """
     flat = {name: _raw_bytes(name, array) for name, array in tensors.items()}
     specs = [
@@ -95,7 +95,7 @@ def encode(tensors: Mapping[str, Array]) -> tuple[list[pb.TensorSpec], list[Byte
 
 
 def chunks(buffers: Sequence[Bytes]) -> Iterator[pb.TensorChunk]:
-    """Cuts buffers into messages, in the order in which they were announced."""
+    """Cut buffers into messages, in the order in which they were announced."""
     for index, buffer in enumerate(buffers):
         for offset in range(0, buffer.nbytes, CHUNK_BYTES):
             yield pb.TensorChunk(
@@ -113,7 +113,7 @@ def _raw_bytes(name: str, array: Array) -> tuple[Datatype, tuple[int, ...], Byte
         raise TensorError(f"tensors[{name}]", f"element type {array.dtype} cannot be sent, expected one of {_names()}")
     if numpy_array:
         return datatype, shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    import torch  # noqa: PLC0415 - only who runs towers needs torch
+    import torch  # noqa: PLC0415 - only callers with torch tensors need it
 
     return datatype, shape, array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
@@ -122,12 +122,12 @@ def _raw_bytes(name: str, array: Array) -> tuple[Datatype, tuple[int, ...], Byte
 
 
 def check_specs(specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
-    """Refuses announcements that cannot be right, before a byte is allocated for them.
+    """Refuse invalid announcements before a byte is allocated for them.
 
     Raises:
-        TensorError: For an unknown datatype, a negative dimension, a byte_length that does not fit the shape, or a
-            name that comes twice.
-        TensorTooLargeError: If all tensors together exceed ``max_bytes``.
+        TensorError: A datatype is unknown, a dimension negative, a byte_length does not match its shape, or two
+            tensors have one name.
+        TensorTooLargeError: All tensors together exceed `max_bytes`.
     """
     seen: set[str] = set()
     for spec in specs:
@@ -151,10 +151,10 @@ def check_specs(specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
 
 
 class TensorStream:
-    """Puts the chunks of announced tensors together and hands each tensor over when it is there.
+    """Assembles announced tensors from chunks and returns each as soon as it is complete.
 
-    It holds one tensor at a time, allocated once, when its turn comes. Each byte is copied once; checksums grow with
-    the bytes, so that no step takes longer than a chunk does.
+    It holds one tensor at a time, allocated once, when its first chunk is due. Each byte is copied once; checksums are
+    updated with each chunk, so that no single step takes long.
     """
 
     def __init__(self, specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
@@ -167,11 +167,11 @@ class TensorStream:
         self._start()
 
     def add(self, chunk: pb.TensorChunk) -> list[Bytes]:
-        """Takes the next piece and returns the bytes of the tensor that it completes, with empty ones that follow.
+        """Add the next chunk; return the bytes of the tensor that it completes, and of empty ones that follow.
 
         Raises:
-            TensorError: If it is not exactly the piece that has to come next, or reaches beyond its tensor's end.
-            TensorChecksumError: If the tensor's bytes do not have the announced checksum.
+            TensorError: It is not exactly the next chunk, or reaches beyond its tensor's end.
+            TensorChecksumError: The tensor's bytes do not have the announced checksum.
         """
         data = chunk.data  # each access would copy
         complete = self._skip_empty()
@@ -194,10 +194,10 @@ class TensorStream:
         return complete + self._skip_empty()
 
     def finish(self) -> list[Bytes]:
-        """Returns what has not been handed over: empty tensors of a stream without chunks.
+        """Return what is left: the empty tensors of a stream without chunks.
 
         Raises:
-            TensorError: If bytes are lacking.
+            TensorError: Bytes are missing.
         """
         rest = self._skip_empty()
         if self._index < len(self._specs):
@@ -206,7 +206,7 @@ class TensorStream:
         return rest
 
     def _start(self) -> None:
-        """Gets ready for the tensor whose turn it is."""
+        """Prepare for the next tensor."""
         size = self._specs[self._index].byte_length if self._index < len(self._specs) else 0
         self._buffer = np.empty(size, np.uint8)
         self._filled = 0
@@ -228,38 +228,38 @@ class TensorStream:
 
 
 class Assembler:
-    """Puts the chunks of announced tensors together, and keeps them all."""
+    """Assembles announced tensors from chunks, and keeps them all."""
 
     def __init__(self, specs: Sequence[pb.TensorSpec], *, max_bytes: int) -> None:
         self._stream = TensorStream(specs, max_bytes=max_bytes)
         self._buffers: list[Bytes] = []
 
     def add(self, chunk: pb.TensorChunk) -> None:
-        """Takes the next piece.
+        """Add the next chunk.
 
         Raises:
-            TensorError: If it is not exactly the piece that has to come next, or reaches beyond its tensor's end.
-            TensorChecksumError: If it completes a tensor whose bytes do not have the announced checksum.
+            TensorError: It is not exactly the next chunk, or reaches beyond its tensor's end.
+            TensorChecksumError: It completes a tensor whose bytes do not have the announced checksum.
         """
         self._buffers += self._stream.add(chunk)
 
     def finish(self) -> list[Bytes]:
-        """Returns the bytes of all tensors.
+        """Return the bytes of all tensors.
 
         Raises:
-            TensorError: If bytes are lacking.
+            TensorError: Bytes are missing.
         """
         return self._buffers + self._stream.finish()
 
 
 def as_numpy(spec: pb.TensorSpec, data: Bytes | bytes | memoryview) -> npt.NDArray[Any]:
-    """Views raw bytes as the array that ``spec`` describes, without copying."""
+    """View raw bytes as the array that `spec` describes, without copying."""
     return np.frombuffer(data, DATATYPES[spec.datatype].numpy).reshape(tuple(spec.shape))
 
 
 def as_torch(spec: pb.TensorSpec, data: Bytes) -> torch.Tensor:
-    """Views raw bytes as the tensor that ``spec`` describes, in main memory, without copying."""
-    import torch  # noqa: PLC0415 - only who runs towers needs torch
+    """View raw bytes as the tensor that `spec` describes, in main memory, without copying."""
+    import torch  # noqa: PLC0415 - only callers with torch tensors need it
 
     dtype = getattr(torch, DATATYPES[spec.datatype].torch)
     if not data.nbytes:  # torch refuses to view nothing as another type
@@ -268,7 +268,7 @@ def as_torch(spec: pb.TensorSpec, data: Bytes) -> torch.Tensor:
 
 
 def content_digest(specs: Iterable[pb.TensorSpec], *context: object) -> str:
-    """Names the content of a call: equal for equal tensors and context, whatever way the bytes were cut."""
+    """Return a digest of a call's content: equal for equal tensors and context, however the bytes were cut."""
     digest = xxhash.xxh3_128()
     for part in (*context, *((s.name, s.datatype, tuple(s.shape), s.xxh3_64) for s in specs)):
         digest.update(repr(part).encode())

@@ -152,7 +152,7 @@ class Client:
         return wire.info_from_wire(answer)
 
     def close(self) -> None:
-        """Close the connection; jobs of this client cannot be used any more."""
+        """Close the connection; its jobs become unusable."""
         self._connection.close()
 
     def __enter__(self) -> Self:

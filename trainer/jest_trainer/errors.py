@@ -1,6 +1,6 @@
 """The one exception of the SDK, and how it is read from a failed call.
 
-A server's refusal carries google.rpc details (reason, ids, when to come back); what gRPC itself reports (nobody there,
+A server's refusal carries google.rpc details (reason, ids, when to retry); what gRPC itself reports (nothing there,
 no answer) has none, so the message says on which side the trouble is and what to look at.
 """
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+from jest_wire.values import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +115,7 @@ def from_rpc(error: grpc.RpcError, site: CallSite, address: str) -> JestError:
         reason=info.reason,
         code=code,
         metadata=site.ids() | dict(info.metadata),
-        retry_after_s=None if retry is None else retry.retry_delay.ToNanoseconds() / 1e9,
+        retry_after_s=None if retry is None else seconds(retry.retry_delay),
         field_violations={v.field: v.description for v in bad_request.field_violations} if bad_request else {},
     )
 

@@ -83,8 +83,8 @@ class Job:
             super_batch_id: the same on all ranks.
             keys: one for each row.
             rank: this one.
-            step: the training step, from 0, the same on all ranks; has to be given if the policy has a schedule.
-            group_labels: one for each row, None for a row of no group; have to be given if the policy has
+            step: the training step, from 0, the same on all ranks; must be given if the policy has a schedule.
+            group_labels: one for each row, None for a row of no group; must be given if the policy has
                 `max_per_group`.
             sources: where each row's example is, for the server to read it itself: `URL.tar#KEY` or the URL of a
                 picture; None for a row that is uploaded.

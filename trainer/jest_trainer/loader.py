@@ -45,7 +45,7 @@ class SelectedBatches(Generic[Batch]):
 
     Each `for` loop is a new pass over `super_batches`; leaving it stops its background thread. Steps go on counting
     from pass to pass, and name the super-batches: `{prefix}{step:08d}`, the same on every rank; they are also the steps
-    of the policy's schedules. All ranks have to see equally many super-batches, and each has to hold the same rows
+    of the policy's schedules. All ranks must see equally many super-batches, and each must hold the same rows
     whenever it is loaded again under the same name.
 
     `keys`, `group_labels` and `features` are called in the background thread and `super_batches` is iterated there:
@@ -138,7 +138,7 @@ class SelectedBatches(Generic[Batch]):
         return {"next_step": self._next_step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue at a recorded step; `super_batches` has to start with that step's super-batch.
+        """Continue at a recorded step; `super_batches` must start with that step's super-batch.
 
         A job remembers its decisions: a loop that returns to steps which were decided with other weights or rows needs
         another `prefix`.

@@ -66,7 +66,7 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The answer to a submission: which rows' features have to be uploaded, and what they have to be.
+    """The answer to a submission: the rows whose features must be uploaded, and what the reference model takes.
 
     `reference` is None for a job without a reference model.
     """

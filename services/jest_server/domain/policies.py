@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from jest_core.policy import Loss, Normalization, Placement, Precision, Sampler, Scoring
+from jest_core.schedules import Shape
 from jest_server.domain.frozen_model import FrozenModel
 from jest_wire.policies import policy_from_values
 
@@ -19,9 +21,9 @@ Fallback = Literal["fail", "uniform", "hard_learner"]
 
 
 class ScheduleSpec(FrozenModel):
-    """A number that depends on the step."""
+    """A number that depends on the training step."""
 
-    shape: Literal["constant", "linear", "cosine"] = "constant"
+    shape: Shape = "constant"
     start: float
     end: float | None = None
     steps: int | None = None
@@ -29,10 +31,10 @@ class ScheduleSpec(FrozenModel):
 
 
 class PolicySpec(FrozenModel):
-    """A selection policy; `policy_of` checks the combinations."""
+    """A selection policy; what its fields have to do with each other is checked when a job is created."""
 
-    scoring: Literal["learnability", "easy_reference", "hard_learner", "uniform"] = "learnability"
-    loss: Literal["sigmoid", "softmax", "pairwise", "per_example"] = "sigmoid"
+    scoring: Scoring = "learnability"
+    loss: Loss = "sigmoid"
     sub_batch_size: int | None = Field(default=None, ge=1)
     filter_ratio: str | None = None
     filter_ratio_schedule: ScheduleSpec | None = None
@@ -40,12 +42,12 @@ class PolicySpec(FrozenModel):
     gain: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Ignored where there is a gain_schedule."""
     gain_schedule: ScheduleSpec | None = None
-    normalization: Literal["sum", "mean"] = "sum"
-    sampler: Literal["gumbel", "top_k"] = "gumbel"
-    placement: Literal["per_rank", "global"] = "per_rank"
+    normalization: Normalization = "sum"
+    sampler: Sampler = "gumbel"
+    placement: Placement = "per_rank"
     max_per_group: int | None = Field(default=None, ge=1)
     weights: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
 
 def policy_of(spec: PolicySpec) -> SelectionPolicy:

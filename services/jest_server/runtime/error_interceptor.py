@@ -7,13 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from jest_server.domain import errors, tenants
 from jest_server.runtime.logs import get_logger
 from jest_wire import tracing
+from jest_wire.values import duration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,9 +37,7 @@ def status_of(error: errors.JestServerError) -> status_pb2.Status:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field_name, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after_s)))
     for detail in details:
         status.details.add().Pack(detail)
     return status

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from jest_core.policy import Loss, Precision, Scoring
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc, selection_pb2, selection_pb2_grpc, tensors_pb2
 from jest_server import __version__
 from jest_server.domain import tenants
 from jest_server.domain.errors import InvalidField
 from jest_server.domain.jobs import JobName
-from jest_server.domain.policies import PolicySpec
 from jest_server.domain.super_batches import SuperBatchId
 from jest_server.runtime.logs import bound
 from jest_server.selector import wire
@@ -26,7 +26,7 @@ from jest_server.selector.learner_outputs.receive import LearnerReceiver, announ
 from jest_wire import tracing
 from jest_wire.learner_outputs import EMBEDDINGS
 from jest_wire.tensors import encode
-from jest_wire.values import duration
+from jest_wire.values import duration, enum_value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -171,9 +171,9 @@ class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):
     ) -> selection_pb2.GetServerInfoResponse:
         return selection_pb2.GetServerInfoResponse(
             version=__version__,
-            scorings=[jobs_pb2.Scoring.Value(f"SCORING_{name}") for name in _choices("scoring")],
-            losses=[jobs_pb2.Loss.Value(f"LOSS_{name}") for name in _choices("loss")],
-            precisions=[jobs_pb2.Precision.Value(f"PRECISION_{name}") for name in _choices("precision")],
+            scorings=[enum_value(jobs_pb2.Scoring, name) for name in get_args(Scoring)],
+            losses=[enum_value(jobs_pb2.Loss, name) for name in get_args(Loss)],
+            precisions=[enum_value(jobs_pb2.Precision, name) for name in get_args(Precision)],
             learner_datatypes=LEARNER_DATATYPES,
             max_rows_per_rank=self._settings.max_rows_per_rank,
             max_tensor_bytes=self._settings.max_tensor_bytes,
@@ -194,12 +194,6 @@ def _time_left(context: Context) -> float:
     """Returns the seconds until the caller's deadline."""
     remaining = context.time_remaining()
     return NO_DEADLINE_S if remaining is None else remaining
-
-
-def _choices(field: str) -> list[str]:
-    """Returns what a policy's field may be, in capitals."""
-    annotation: Any = PolicySpec.model_fields[field].annotation
-    return [name.upper() for name in get_args(annotation)]
 
 
 def _answer(

@@ -22,7 +22,7 @@ def resolve_rank(rank: int | None, world_size: int) -> int:
     """This process's rank in a job of `world_size` ranks.
 
     Raises:
-        ValueError: the rank lies outside the job's world, or it is not given and cannot be known.
+        ValueError: the rank lies outside the job's world, or is not given and unknown.
     """
     if rank is None:
         if _initialised():

@@ -1,4 +1,4 @@
-"""Reduces a batch of any make to chosen rows.
+"""Reduces a batch of any type to chosen rows.
 
 Rows are the first dimension of tensors and arrays, wherever they sit in dictionaries, lists, tuples, named tuples and
 dataclasses. Whatever has no rows (a scalar, a name, a tensor of another length) passes through as it is.
@@ -37,7 +37,7 @@ def take_rows(batch: Batch, positions: torch.Tensor, rows: int) -> Batch:
 
 
 class _Taker:
-    """One walk through a batch; `found` tells whether it met rows."""
+    """One walk through a batch; `found` says whether it met rows."""
 
     def __init__(self, positions: torch.Tensor, rows: int) -> None:
         self.found = False

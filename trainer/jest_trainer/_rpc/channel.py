@@ -85,7 +85,7 @@ class Connection:
         self._closed = False
         if os.environ.get("JEST_TRACING", "").lower() in {"1", "true", "yes", "on"}:
             tracing.start("jest-trainer")
-        # By process id. A dictionary and no lock: a lock that another thread holds at a fork stays locked for ever.
+        # By process id. A dictionary and no lock: a lock that another thread holds at a fork stays locked in the child.
         self._opened: dict[int, Stubs] = {}
 
     def call(

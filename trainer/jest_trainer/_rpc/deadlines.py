@@ -1,4 +1,4 @@
-"""Until when a call may take, and how another thread ends it early."""
+"""How long calls may take, and how another thread ends them early."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Cancellation:
 
 
 class Deadline:
-    """A moment by which something has to be over, shared by all the calls that it takes."""
+    """A moment by which an operation must end, shared by all its calls."""
 
     def __init__(self, seconds: float, cancellation: Cancellation | None = None) -> None:
         self.seconds = seconds

@@ -15,7 +15,7 @@ PART_BYTES = 16 << 20
 
 
 def check_features(features: Mapping[str, Array], rows: int) -> None:
-    """Refuse what cannot be cut into `rows` rows.
+    """Refuse features that do not have `rows` rows.
 
     Raises:
         ValueError: there are no features, or one is not an array with `rows` rows.
