@@ -5,6 +5,7 @@ They declare the plain values of `jest_wire.policies`, which gives them meaning:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -50,8 +51,9 @@ class PolicySpec(FrozenModel):
     precision: Precision = "float32"
 
 
+@lru_cache
 def policy_of(spec: PolicySpec) -> SelectionPolicy:
-    """Return the policy that a recorded one describes.
+    """Return the policy that a recorded one describes; cached, since every call of a job asks for it.
 
     Raises:
         ValueError: The combination makes no sense; the message names field, value and expectation.
