@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -23,6 +24,11 @@ def test_the_package_exports_its_names_and_no_others():
         "SelectionPolicy",
     ]
     assert all(hasattr(jest_trainer, name) for name in jest_trainer.__all__)
+
+
+def test_the_public_modules_are_these_and_no_others():
+    public = sorted(module.name for module in pkgutil.iter_modules(jest_trainer.__path__) if module.name[0] != "_")
+    assert public == ["client", "errors", "job", "loader", "outputs", "results"]
 
 
 def test_the_method_s_types_are_the_method_s_own():
