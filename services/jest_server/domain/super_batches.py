@@ -16,11 +16,37 @@ MAX_KEY_BYTES = 512
 """Of an example key, in UTF-8."""
 
 
-class Submission(FrozenModel):
-    """One rank's rows of a super-batch."""
+@dataclass(frozen=True)
+class SuperBatchRef:
+    """Name a super-batch: its job, as the server calls it, and its id within that job."""
 
     job: str
     super_batch_id: str
+
+    def __str__(self) -> str:
+        return f"super-batch {self.super_batch_id!r} of job {self.job!r}"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the ids as errors and logs carry them."""
+        return {"job": self.job, "super_batch_id": self.super_batch_id}
+
+
+class SuperBatchRecord(FrozenModel):
+    """What is kept of one super-batch, under its name."""
+
+    job: str
+    super_batch_id: str
+
+    @property
+    def ref(self) -> SuperBatchRef:
+        """Return the name of the super-batch."""
+        return SuperBatchRef(self.job, self.super_batch_id)
+
+
+class Submission(SuperBatchRecord):
+    """One rank's rows of a super-batch."""
+
     rank: int
     world_size: int
     reference: ReferenceInfo | None
@@ -32,11 +58,9 @@ class Submission(FrozenModel):
     """One for each key, empty for a row of no group; or none at all."""
 
 
-class SuperBatch(FrozenModel):
+class SuperBatch(SuperBatchRecord):
     """What the store knows of a super-batch in flight."""
 
-    job: str
-    super_batch_id: str
     world_size: int
     reference: ReferenceInfo | None
     created_at_s: float
@@ -92,7 +116,6 @@ class Limits:
 
 @dataclass(frozen=True)
 class SuperBatchEvent:
-    """Something happened to a super-batch that a waiting selector may want to look at."""
+    """A super-batch had a shard scored or left flight, so a waiting selector should look at it again."""
 
-    job: str
-    super_batch_id: str
+    ref: SuperBatchRef

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jest_proto.tensors import content_digest
 from jest_server.domain.errors import InvalidField
 from jest_server.domain.policies import policy_of
-from jest_server.domain.super_batches import MAX_KEY_BYTES, Submission
+from jest_server.domain.super_batches import MAX_KEY_BYTES, Submission, SuperBatchRef
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +28,14 @@ class OfRank:
     super_batch_id: str
     rank: int
 
+    @property
+    def ref(self) -> SuperBatchRef:
+        """Return the name of the super-batch."""
+        return SuperBatchRef(self.job, self.super_batch_id)
+
     def context(self) -> dict[str, str]:
         """Returns the ids for errors and logs."""
-        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
+        return self.ref.metadata | {"rank": str(self.rank)}
 
 
 @dataclass(frozen=True)
