@@ -105,7 +105,7 @@ class Limits:
     tenant: int = 0
     server: int = 0
 
-    def whose_is_reached(self, held: Limits, *, more: int) -> Literal["job", "tenant", "server"] | None:
+    def first_exceeded(self, held: Limits, *, more: int) -> Literal["job", "tenant", "server"] | None:
         """Tells which of these limits does not allow ``more`` beside what is held."""
         if 0 < self.job < held.job + more:
             return "job"

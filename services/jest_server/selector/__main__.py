@@ -24,12 +24,12 @@ from jest_server.selector.intake.submit import Submissions
 from jest_server.selector.learner_outputs.pending import Assemblies
 from jest_server.selector.service import JobServicer, SelectionServicer
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from jest_server.stores.tiered_cache import with_embedding_files
 from jest_server.use_cases.jobs import Jobs
 
 if TYPE_CHECKING:
-    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.domain.ports import EmbeddingCache, Stores
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -38,19 +38,21 @@ SERVICES = tuple(
 _log = logs.get_logger()
 
 
-async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: EmbeddingCache, stop: asyncio.Event) -> None:
-    """Runs the selector on the given store and cache until ``stop`` is set, then drains."""
+async def serve(settings: SelectorSettings, stores: Stores, cache: EmbeddingCache, stop: asyncio.Event) -> None:
+    """Runs the selector on the given stores and cache until ``stop`` is set, then drains."""
     registry = CollectorRegistry()
     counts = metrics.SelectorMetrics(registry, max_jobs=settings.metrics_jobs)
     cache = with_embedding_files(cache, settings, counts.embedding_files)
     assemblies = Assemblies(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
-    jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
+    jobs = Jobs(stores.jobs, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
     scheduler = SelectionScheduler(settings.compute_threads)
     keep = Retention(settings.decision_keep_s, settings.decisions_kept)
-    decider = Decider(store, cache, jobs, scheduler, counts, device=_device(settings.device), keep=keep)
-    selections = Selections(store, jobs, assemblies, decider, counts)
+    super_batches, decisions = stores.super_batches, stores.decisions
+    device = _device(settings.device)
+    decider = Decider(super_batches, decisions, cache, jobs, scheduler, counts, device=device, keep=keep)
+    selections = Selections(super_batches, decisions, jobs, assemblies, decider, counts)
     server = GrpcServer(settings, counts.rpc, max_message_bytes=settings.max_message_bytes)
-    submissions = Submissions(store, cache, jobs, settings)
+    submissions = Submissions(super_batches, decisions, cache, jobs, settings)
     selection_pb2_grpc.add_SelectionServiceServicer_to_server(
         SelectionServicer(submissions, selections, assemblies, settings, server.rates), server.server
     )
@@ -58,23 +60,23 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
 
     async def watch() -> None:
         try:
-            await store.ping()
+            await stores.connection.ping()
             await cache.ping()
         except Exception:
             await server.set_ready(ready=False)
             raise
         await server.set_ready(ready=True)
-        counts.queue_depth.set(await store.queue_depth())
-        counts.queue_age.set(await store.oldest_queued_age_s(now_s=time.time()))
+        counts.queue_depth.set(await stores.queue.depth())
+        counts.queue_age.set(await stores.queue.oldest_age_s(now_s=time.time()))
         counts.assemblies.set(len(assemblies))
         counts.held_bytes.set(assemblies.held_bytes)
 
     async def watch_memory() -> None:
-        counts.observe_memory(await store.memory(), await cache.stats())
+        counts.observe_memory(await stores.connection.memory(), await cache.stats())
 
     port = await server.start(SERVICES)
     metrics_port = metrics.expose(registry, settings.metrics_listen)
-    _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(_device(settings.device)))
+    _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(device))
     async with background(
         decider.listen,
         partial(every, settings.sweep_interval_s, selections.sweep, name="sweep"),
@@ -87,7 +89,7 @@ async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: Embed
         await server.drain()
     await selections.close()
     scheduler.close()
-    await store.close()
+    await stores.connection.close()
     await cache.close()
     _log.info("selector stopped")
 
@@ -101,9 +103,9 @@ def main(settings: SelectorSettings | None = None) -> None:
     tune_for_latency()
 
     async def run() -> None:
-        store = RedisSuperBatchStore.from_url(settings.queue_url)
+        stores = open_redis_stores(settings.queue_url)
         cache = RedisEmbeddingCache.from_settings(settings)
-        await serve(settings, store, cache, stop_on_signals())
+        await serve(settings, stores, cache, stop_on_signals())
 
     asyncio.run(run())
     tracing.stop()

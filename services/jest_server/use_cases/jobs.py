@@ -11,7 +11,7 @@ from jest_server.domain.tenants import prefix_of
 
 if TYPE_CHECKING:
     from jest_server.domain.jobs import Counters, Job, JobSpec
-    from jest_server.domain.ports import SuperBatchStore
+    from jest_server.domain.ports import JobStore
     from jest_server.domain.references import ReferenceInfo
 
 REFERENCE_RETRY_S = 2.0
@@ -21,7 +21,7 @@ JOBS_RETRY_S = 10.0
 class Jobs:
     """Creates, finds and deletes jobs."""
 
-    def __init__(self, store: SuperBatchStore, *, max_world_size: int, max_jobs_per_tenant: int = 1000) -> None:
+    def __init__(self, store: JobStore, *, max_world_size: int, max_jobs_per_tenant: int = 1000) -> None:
         self._store = store
         self._max_jobs_per_tenant = max_jobs_per_tenant
         self._max_world_size = max_world_size
@@ -86,6 +86,10 @@ class Jobs:
         if job is None:
             raise JobUnknown(f"job {name!r} does not exist; create it first", {"job": name})
         return job
+
+    async def exists(self, name: str) -> bool:
+        """Return whether there is a job of this name."""
+        return await self._store.get_job(name) is not None
 
     async def state(self, job: Job) -> tuple[ReferenceInfo | None, Counters]:
         """Returns what is known of a job now: its reference model, if it is served, and its accounts."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from jest_server.domain.decisions import Retention
     from jest_server.domain.jobs import Job
-    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
-    from jest_server.domain.super_batches import SuperBatch
+    from jest_server.domain.ports import DecisionLog, EmbeddingCache, SuperBatchStore
+    from jest_server.domain.super_batches import SuperBatch, SuperBatchRef
     from jest_server.runtime.metrics import SelectorMetrics
     from jest_server.selector.learner_outputs.pending import Assembly
     from jest_server.use_cases.jobs import Jobs
@@ -52,7 +52,8 @@ class Decider:
 
     def __init__(
         self,
-        store: SuperBatchStore,
+        super_batches: SuperBatchStore,
+        decisions: DecisionLog,
         cache: EmbeddingCache,
         jobs: Jobs,
         scheduler: Scheduler,
@@ -61,20 +62,21 @@ class Decider:
         device: torch.device,
         keep: Retention,
     ) -> None:
-        self._store = store
+        self._super_batches = super_batches
+        self._decisions = decisions
         self._cache = cache
         self._jobs = jobs
         self._scheduler = scheduler
         self._metrics = metrics
         self._device = device
         self._keep = keep
-        self._waiting: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
+        self._waiting: defaultdict[SuperBatchRef, set[asyncio.Event]] = defaultdict(set)
 
     async def listen(self) -> None:
-        """Wakes waiting selections when there is news of their super-batch, for ever."""
-        async for news in self._store.news():
-            for event in self._waiting.get((news.job, news.super_batch_id), ()):
-                event.set()
+        """Wake waiting selections at each event of their super-batch, without end."""
+        async for event in self._super_batches.events():
+            for wakeup in self._waiting.get(event.ref, ()):
+                wakeup.set()
 
     async def decide(self, assembly: Assembly) -> Outcome:
         """Decides, once all ranks' outputs and the reference embeddings are there, and records it.
@@ -86,7 +88,7 @@ class Decider:
             return await self._decide_in_flight(assembly)
         except SuperBatchUnknown:
             # Another selector may have decided since this call began.
-            decision = await self._store.get_decision(assembly.job, assembly.super_batch_id)
+            decision = await self._decisions.get_decision(assembly.ref)
             if decision is None:
                 raise
             return Outcome(decision, None)
@@ -111,7 +113,7 @@ class Decider:
         record_at = time.monotonic()
         decision = decision.model_copy(update={"timings_s": timings})
         with _stage("selector.record", assembly):
-            recorded = await self._store.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
+            recorded = await self._decisions.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
         if recorded == decision:
             self._observe(recorded, learnability, record_s=time.monotonic() - record_at)
         rows = tuple(len(super_batch.submissions[rank].keys) for rank in range(assembly.world_size))
@@ -123,33 +125,33 @@ class Decider:
                 async with asyncio.timeout(POLL_S * 5):
                     await assembly.complete.wait()
             except TimeoutError:
-                if await self._store.get_super_batch(assembly.job, assembly.super_batch_id) is None:
-                    raise await gone(self._store, assembly.job, assembly.super_batch_id, 0) from None
+                if await self._super_batches.get_super_batch(assembly.ref) is None:
+                    raise await gone(self._decisions, assembly.ref, 0) from None
 
     async def _await_reference(self, assembly: Assembly, job: Job) -> tuple[SuperBatch, Joined | None, str]:
         """Returns the super-batch with its reference embeddings, or with the reason for the fallback."""
-        key = (assembly.job, assembly.super_batch_id)
+        ref = assembly.ref
         give_up_at = time.monotonic() + job.spec.reference_timeout_s
         news = asyncio.Event()
-        self._waiting[key].add(news)
+        self._waiting[ref].add(news)
         try:
             while True:
                 news.clear()
-                super_batch = await self._store.get_super_batch(*key)
+                super_batch = await self._super_batches.get_super_batch(ref)
                 if super_batch is None:
-                    raise await gone(self._store, *key, 0)
+                    raise await gone(self._decisions, ref, 0)
                 if not job.spec.policy.needs_reference_model:
                     return super_batch, None, ""
                 if super_batch.pending_shards == 0:
-                    return super_batch, await join_reference(self._store, self._cache, super_batch), ""
+                    return super_batch, await join_reference(self._super_batches, self._cache, super_batch), ""
                 left = give_up_at - time.monotonic()
                 if left <= 0:
                     return super_batch, None, self._timeout_reason(job, super_batch)
                 await _wait(news, min(left, POLL_S))
         finally:
-            self._waiting[key].discard(news)
-            if not self._waiting[key]:
-                del self._waiting[key]
+            self._waiting[ref].discard(news)
+            if not self._waiting[ref]:
+                del self._waiting[ref]
 
     def _timeout_reason(self, job: Job, super_batch: SuperBatch) -> str:
         reason = (
@@ -213,19 +215,10 @@ class Decider:
         return decision, chosen.learnability
 
     async def _set_aside(self, assembly: Assembly, detail: str) -> DeadLettered:
-        letter = DeadLetter(
-            job=assembly.job,
-            super_batch_id=assembly.super_batch_id,
-            reason="UNSELECTABLE",
-            detail=detail,
-            at_s=time.time(),
-        )
-        if await self._store.dead_letter(letter):
+        letter = DeadLetter.of(assembly.ref, reason="UNSELECTABLE", detail=detail, at_s=time.time())
+        if await self._decisions.dead_letter(letter):
             self._metrics.dead_lettered(letter)
-        return DeadLettered(
-            f"super-batch {assembly.super_batch_id!r} of job {assembly.job!r} was set aside: {detail}",
-            {"job": assembly.job, "super_batch_id": assembly.super_batch_id},
-        )
+        return DeadLettered(f"{assembly.ref} was set aside: {detail}", assembly.ref.metadata)
 
     def _observe(self, decision: Decision, learnability: tuple[float, float] | None, *, record_s: float) -> None:
         self._metrics.decided(decision, {**decision.timings_s, "record": record_s}, learnability)

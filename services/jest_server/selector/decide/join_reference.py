@@ -34,7 +34,7 @@ class Joined:
     inferences: int
 
 
-async def join_reference(store: SuperBatchStore, cache: EmbeddingCache, super_batch: SuperBatch) -> Joined:
+async def join_reference(super_batches: SuperBatchStore, cache: EmbeddingCache, super_batch: SuperBatch) -> Joined:
     """Joins the reference embeddings of all rows, in row order.
 
     Raises:
@@ -42,11 +42,11 @@ async def join_reference(store: SuperBatchStore, cache: EmbeddingCache, super_ba
     """
     reference = super_batch.reference
     assert reference is not None, "a job that needs the reference model has one"
-    results = await store.get_results(super_batch.job, super_batch.super_batch_id)
+    results = await super_batches.get_results(super_batch.ref)
     keys = [key for rank in range(super_batch.world_size) for key in super_batch.submissions[rank].keys]
     found = await asyncio.to_thread(_scored, results, reference.value_bytes)
     unscored = await asyncio.to_thread(_lacking, keys, found)
-    cached = await cache.of_job(super_batch.job).get(reference, unscored)
+    cached = await cache.for_tenant_of(super_batch.job).get(reference, unscored)
     found |= {key: value for key, value in zip(unscored, cached, strict=True) if value is not None}
     if None in cached:
         lacking = sum(key not in found for key in keys)

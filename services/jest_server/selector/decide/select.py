@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from jest_server.domain.policies import PolicySpec
-    from jest_server.domain.ports import SuperBatchStore
+    from jest_server.domain.ports import DecisionLog, SuperBatchStore
     from jest_server.domain.super_batches import SuperBatch
     from jest_server.runtime.metrics import SelectorMetrics
     from jest_server.selector.decide.decision_maker import Decider
@@ -51,13 +51,15 @@ class Selections:
 
     def __init__(
         self,
-        store: SuperBatchStore,
+        super_batches: SuperBatchStore,
+        decisions: DecisionLog,
         jobs: Jobs,
         assemblies: Assemblies,
         decider: Decider,
         metrics: SelectorMetrics,
     ) -> None:
-        self._store = store
+        self._super_batches = super_batches
+        self._decisions = decisions
         self._jobs = jobs
         self._assemblies = assemblies
         self._decider = decider
@@ -80,7 +82,7 @@ class Selections:
         Raises:
             Conflict: If the decision was made from other learner outputs of this rank.
         """
-        decision = await self._store.get_decision(call.job, call.super_batch_id)
+        decision = await self._decisions.get_decision(call.ref)
         return None if decision is None else _for_these(Outcome(decision, None), call, digest)
 
     async def rows_of(self, call: Call) -> int:
@@ -139,8 +141,8 @@ class Selections:
 
     async def sweep(self) -> None:
         """Dead-letters super-batches that were never decided and lets go of what is held for them."""
-        letters = await self._store.dead_letter_overdue(now_s=time.time())
-        letters += await self._store.dead_letter_unserved(grace_s=UNSERVED_GRACE_S, now_s=time.time())
+        letters = await self._decisions.dead_letter_overdue(now_s=time.time())
+        letters += await self._decisions.dead_letter_unserved(grace_s=UNSERVED_GRACE_S, now_s=time.time())
         for letter in letters:
             self._metrics.dead_lettered(letter)
             _log.warning(
@@ -154,7 +156,7 @@ class Selections:
     async def forget_ended_jobs(self) -> None:
         """Removes the series of jobs that are not there any more, or that nothing was heard of for long."""
         for job in self._metrics.jobs.named:
-            if self._metrics.jobs.is_idle(job) or await self._store.get_job(job) is None:
+            if self._metrics.jobs.is_idle(job) or not await self._jobs.exists(job):
                 self._metrics.jobs.forget(job)
 
     async def close(self) -> None:
@@ -165,9 +167,9 @@ class Selections:
 
     async def _submitted(self, call: Call) -> SuperBatch:
         """Returns the super-batch, if it is in flight with the rank's rows."""
-        super_batch = await self._store.get_super_batch(call.job, call.super_batch_id)
+        super_batch = await self._super_batches.get_super_batch(call.ref)
         if super_batch is None or call.rank not in super_batch.submissions:
-            raise await gone(self._store, call.job, call.super_batch_id, call.rank)
+            raise await gone(self._decisions, call.ref, call.rank)
         return super_batch
 
     def _start(self, assembly: Assembly) -> None:

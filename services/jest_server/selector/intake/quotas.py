@@ -45,7 +45,7 @@ class Bounds:
             TooLarge: If they are more than there may ever be.
             QueueFull: If they are more than there may be now.
         """
-        whose = self.features.whose_is_reached(Limits(), more=nbytes)
+        whose = self.features.first_exceeded(Limits(), more=nbytes)
         if whose is not None:
             raise TooLarge(
                 f"tensors are {nbytes} bytes together, the limit for {_OF[whose].format(job=job)} is "
@@ -53,7 +53,7 @@ class Bounds:
                 context,
                 field_name="tensors",
             )
-        whose = self.features.whose_is_reached(await self._store.bytes_held(job), more=nbytes)
+        whose = self.features.first_exceeded(await self._store.bytes_held(job), more=nbytes)
         if whose is not None:
             raise self.features_full(whose, job, context)
 

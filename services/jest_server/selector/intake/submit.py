@@ -18,9 +18,9 @@ from jest_server.selector.intake.uploads import check_upload, shards_of_upload
 
 if TYPE_CHECKING:
     from jest_server.domain.jobs import JobSpec
-    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.domain.ports import DecisionLog, EmbeddingCache, SuperBatchStore
     from jest_server.domain.references import ReferenceInfo
-    from jest_server.domain.super_batches import Submission, SuperBatch
+    from jest_server.domain.super_batches import Submission, SuperBatch, SuperBatchRef
     from jest_server.runtime.settings import SelectorSettings
     from jest_server.selector.intake.request import Rows
     from jest_server.selector.intake.uploads import Upload
@@ -45,12 +45,20 @@ class Accepted:
 class Submissions:
     """Registers rows, tells what is lacking, and queues what is uploaded."""
 
-    def __init__(self, store: SuperBatchStore, cache: EmbeddingCache, jobs: Jobs, settings: SelectorSettings) -> None:
-        self._store = store
+    def __init__(
+        self,
+        super_batches: SuperBatchStore,
+        decisions: DecisionLog,
+        cache: EmbeddingCache,
+        jobs: Jobs,
+        settings: SelectorSettings,
+    ) -> None:
+        self._super_batches = super_batches
+        self._decisions = decisions
         self._cache = cache
         self._jobs = jobs
         self._settings = settings
-        self._bounds = Bounds(store, settings)
+        self._bounds = Bounds(super_batches, settings)
         self._allowed = AllowedSources(settings.source_prefixes)
 
     async def submit(self, rows: Rows) -> Accepted:
@@ -73,12 +81,12 @@ class Submissions:
             submission = self._checked(rows, spec, reference)
         else:
             submission = await asyncio.to_thread(self._checked, rows, spec, reference)
-        status = await self._store.submit(
+        status = await self._super_batches.submit(
             submission, limits=self._bounds.super_batches(spec), ttl_s=spec.super_batch_ttl_s, now_s=time.time()
         )
         if status is SubmitStatus.DECIDED:
             return await self._decided(submission)
-        super_batch = await self._store.get_super_batch(rows.job, rows.super_batch_id)
+        super_batch = await self._super_batches.get_super_batch(rows.ref)
         self._refuse(status, submission, super_batch, spec, rows.context())
         if super_batch is None:
             return await self._decided(submission)
@@ -106,7 +114,7 @@ class Submissions:
         """
         context = upload.context()
         digest = content_digest(upload.specs, upload.positions)
-        super_batch = await self._store.get_super_batch(upload.job, upload.super_batch_id)
+        super_batch = await self._super_batches.get_super_batch(upload.ref)
         submission = super_batch.submissions.get(upload.rank) if super_batch else None
         if super_batch is None or submission is None:
             return await self._upload_without_super_batch(upload)
@@ -119,9 +127,8 @@ class Submissions:
         clash = {p for d, positions in earlier.items() if d != digest for p in positions} & set(upload.positions)
         if clash:
             raise Conflict(f"positions {sorted(clash)[:5]} were uploaded before with other content", context)
-        status = await self._store.add_upload(
-            upload.job,
-            upload.super_batch_id,
+        status = await self._super_batches.add_upload(
+            upload.ref,
             upload.rank,
             digest=digest,
             positions=upload.positions,
@@ -169,8 +176,8 @@ class Submissions:
             raise DeadLettered(f"super-batch {submission.super_batch_id!r} was set aside", context)
 
     async def _decided(self, submission: Submission) -> Accepted:
-        decision = await self._store.get_decision(submission.job, submission.super_batch_id)
-        context = {"job": submission.job, "super_batch_id": submission.super_batch_id, "rank": str(submission.rank)}
+        decision = await self._decisions.get_decision(submission.ref)
+        context = submission.ref.metadata | {"rank": str(submission.rank)}
         if decision is None:
             raise SuperBatchUnknown(f"super-batch {submission.super_batch_id!r} is forgotten", context)
         if decision.submission_digests.get(submission.rank) != submission.digest:
@@ -190,7 +197,7 @@ class Submissions:
         for row, key in enumerate(submission.keys):
             if key not in known:
                 first_rows.setdefault(key, row)
-        cached = await self._cache.of_job(submission.job).get(super_batch.reference, list(first_rows))
+        cached = await self._cache.for_tenant_of(submission.job).get(super_batch.reference, list(first_rows))
         return tuple(row for row, value in zip(first_rows.values(), cached, strict=True) if value is None)
 
     def _checked(self, rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> Submission:
@@ -199,9 +206,8 @@ class Submissions:
 
     async def _queue_named(self, rows: Rows, positions: tuple[int, ...], reference: ReferenceInfo) -> None:
         digest, shards = shards_of_sources(rows, positions, reference, shard_examples=self._settings.shard_examples)
-        status = await self._store.add_upload(
-            rows.job,
-            rows.super_batch_id,
+        status = await self._super_batches.add_upload(
+            rows.ref,
             rows.rank,
             digest=digest,
             positions=positions,
@@ -212,24 +218,20 @@ class Submissions:
             raise self._bounds.features_full(status.value, rows.job, rows.context())
 
     async def _upload_without_super_batch(self, upload: Upload) -> int:
-        if await self._store.get_decision(upload.job, upload.super_batch_id):
+        if await self._decisions.get_decision(upload.ref):
             return len(upload.positions)
         await self._jobs.get(upload.job)
-        raise await gone(self._store, upload.job, upload.super_batch_id, upload.rank)
+        raise await gone(self._decisions, upload.ref, upload.rank)
 
 
 def _step(step: int | None) -> str:
     return "no step" if step is None else f"step {step}"
 
 
-async def gone(store: SuperBatchStore, job: str, super_batch_id: str, rank: int) -> DeadLettered | SuperBatchUnknown:
-    """Returns the error that tells why a super-batch is not in flight."""
-    context = {"job": job, "super_batch_id": super_batch_id, "rank": str(rank)}
-    letter = await store.get_dead_letter(job, super_batch_id)
+async def gone(decisions: DecisionLog, ref: SuperBatchRef, rank: int) -> DeadLettered | SuperBatchUnknown:
+    """Return the error that says why a super-batch is not in flight."""
+    context = ref.metadata | {"rank": str(rank)}
+    letter = await decisions.get_dead_letter(ref)
     if letter is not None:
-        return DeadLettered(
-            f"super-batch {super_batch_id!r} of job {job!r} was set aside: {letter.reason}: {letter.detail}", context
-        )
-    return SuperBatchUnknown(
-        f"rank {rank} did not submit super-batch {super_batch_id!r} of job {job!r}; submit it first", context
-    )
+        return DeadLettered(f"{ref} was set aside: {letter.reason}: {letter.detail}", context)
+    return SuperBatchUnknown(f"rank {rank} did not submit {ref}; submit it first", context)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from jest_core import Embeddings, ExampleLosses
 from jest_server.domain.errors import Conflict, QueueFull
+from jest_server.domain.super_batches import SuperBatchRef
 from jest_server.selector.learner_outputs.spilled_matrix import ScratchMatrices, ScratchMatrix
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class Assembly:
         self.complete = asyncio.Event()
         self.stage = "WAITING_FOR_RANKS"
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    @property
+    def ref(self) -> SuperBatchRef:
+        """Return the name of the super-batch."""
+        return SuperBatchRef(self.job, self.super_batch_id)
 
     @property
     def nbytes(self) -> int:
