@@ -60,7 +60,8 @@ def submission(
 async def submit(stores, *args, max_in_flight=100, tenant=0, server=0, ttl_s=60.0, now_s=None, **fields):
     now_s = time.time() if now_s is None else now_s
     limits = Limits(job=max_in_flight, tenant=tenant, server=server)
-    return await stores.super_batches.submit(submission(*args, **fields), limits=limits, ttl_s=ttl_s, now_s=now_s)
+    result = await stores.super_batches.submit(submission(*args, **fields), limits=limits, ttl_s=ttl_s, now_s=now_s)
+    return result.status
 
 
 def shard(job, super_batch_id="sb", number=0, features=b"features", digest="u", version="1"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jest_server.domain.super_batches import (
         Limits,
         Submission,
-        SubmitStatus,
+        SubmitResult,
         SuperBatch,
         SuperBatchEvent,
         SuperBatchRef,
@@ -75,14 +75,14 @@ class JobStore(Protocol):
 class SuperBatchStore(Protocol):
     """Keep super-batches in flight, from the first rank's submission to the decision or dead letter, within limits."""
 
-    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
+    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitResult:
         """Register one rank's rows.
 
         The first rank's submission puts the super-batch in flight (`submitted` and `in_flight` grow by one), with
         a deadline `ttl_s` from `now_s` and its `reference` pinned for all ranks, unless as many super-batches are in
         flight as one of the limits allows (JOB_FULL, TENANT_FULL, SERVER_FULL; nothing is stored). REPEATED: the same
         digest was there. CONFLICT: another digest, world size or step was there. DECIDED and DEAD: the super-batch is
-        not in flight any more. A later rank's own `reference` is ignored: `get_super_batch` returns the pinned one.
+        not in flight any more. A later rank's own `reference` is ignored: the result holds the pinned one.
 
         Raises:
             JobUnknown: If the job was never registered, or was deleted meanwhile.
@@ -90,6 +90,12 @@ class SuperBatchStore(Protocol):
 
     async def get_super_batch(self, ref: SuperBatchRef) -> SuperBatch | None:
         """Return the super-batch if it is in flight."""
+
+    async def row_counts(self, ref: SuperBatchRef, ranks: Iterable[int]) -> dict[int, int]:
+        """Return the number of rows of each of these ranks that has submitted; none if it is not in flight.
+
+        Costs one small field for each rank, however many rows there are.
+        """
 
     async def add_upload(
         self,

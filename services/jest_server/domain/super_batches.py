@@ -85,6 +85,19 @@ class SubmitStatus(enum.Enum):
     DEAD = "dead"
 
 
+@dataclass(frozen=True)
+class SubmitResult:
+    """What became of a submission, and what the first rank pinned for all ranks of its super-batch."""
+
+    status: SubmitStatus
+    reference: ReferenceInfo | None = None
+    """Pinned reference model; None if the job has none or the super-batch is not in flight."""
+    step: int | None = None
+    """Training step of the super-batch in flight."""
+    uploaded: frozenset[int] = frozenset()
+    """Positions of this rank's rows that were uploaded before."""
+
+
 class UploadStatus(enum.Enum):
     """What became of an upload."""
 

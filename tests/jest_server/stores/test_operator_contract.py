@@ -47,6 +47,7 @@ async def test_a_requeued_super_batch_is_in_flight_with_the_rows_it_had_and_no_u
     assert held.submissions[0].reference == NEWER
     assert (held.uploads, held.pending_shards) == ({}, 0)
     assert await stores.decisions.get_dead_letter(SuperBatchRef(job, "sb")) is None
+    assert await stores.super_batches.row_counts(held.ref, range(2)) == {0: 2}
     assert await accounts(stores, job) == (1, 0, 0, 1)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from jest_server.domain.errors import DeadLettered, JobUnknown, SuperBatchUnknown
-from jest_server.domain.super_batches import SubmitStatus, SuperBatchRef
+from jest_server.domain.super_batches import Limits, SubmitResult, SubmitStatus, SuperBatchRef
 from support.polling import wait_for
 from support.super_batches import (
     REFERENCE,
@@ -19,6 +19,7 @@ from support.super_batches import (
     letter,
     result_of,
     spec,
+    submission,
     submit,
     upload,
 )
@@ -163,6 +164,50 @@ async def test_the_first_rank_puts_the_super_batch_in_flight_and_pins_the_refere
     assert {rank: s.keys for rank, s in held.submissions.items()} == {0: ("a", "b"), 1: ("c",)}
     assert held.submissions[1].reference == REFERENCE
     assert await accounts(stores, job) == (1, 0, 0, 1)
+
+
+async def test_a_later_rank_learns_the_pinned_reference_and_step(stores, job):
+    newer = REFERENCE.model_copy(update={"version": "2"})
+    limits = Limits()
+    results = [
+        await stores.super_batches.submit(
+            submission(job, rank=rank, world_size=3, reference=reference, step=step),
+            limits=limits,
+            ttl_s=60.0,
+            now_s=time.time(),
+        )
+        for rank, reference, step in ((0, REFERENCE, 2**63), (1, newer, 2**63), (2, newer, 5))
+    ]
+    assert results == [
+        SubmitResult(SubmitStatus.ACCEPTED, REFERENCE, 2**63),
+        SubmitResult(SubmitStatus.ACCEPTED, REFERENCE, 2**63),
+        SubmitResult(SubmitStatus.CONFLICT, REFERENCE, 2**63),
+    ]
+
+
+async def test_a_repeated_submission_learns_which_of_its_own_rows_were_uploaded(stores, job):
+    repeated = {"limits": Limits(), "ttl_s": 60.0, "now_s": time.time()}
+    own, other = (submission(job, rank=rank, world_size=2, keys=("a", "b", "c")) for rank in (0, 1))
+    for each in (own, other):
+        await stores.super_batches.submit(each, **repeated)
+    for rank, digest, positions in ((0, "u", (0,)), (0, "v", (2,)), (1, "w", (1,))):
+        upload = {"digest": digest, "positions": positions, "shards": [], "limits": Limits()}
+        await stores.super_batches.add_upload(own.ref, rank, **upload)
+    assert await stores.super_batches.submit(own, **repeated) == SubmitResult(
+        SubmitStatus.REPEATED, REFERENCE, uploaded=frozenset({0, 2})
+    )
+
+
+async def test_row_counts_are_those_of_the_ranks_that_have_submitted(stores, job):
+    ref = SuperBatchRef(job, "sb")
+    assert await stores.super_batches.row_counts(ref, range(3)) == {}
+    await submit(stores, job, rank=0, world_size=3, keys=("a", "b"))
+    await submit(stores, job, rank=2, world_size=3, keys=("c",))
+    assert await stores.super_batches.row_counts(ref, range(3)) == {0: 2, 2: 1}
+    assert await stores.super_batches.row_counts(ref, [1, 2]) == {2: 1}
+    assert await stores.super_batches.row_counts(ref, []) == {}
+    await stores.decisions.decide(decision(job), keep_s=60)
+    assert await stores.super_batches.row_counts(ref, range(3)) == {}
 
 
 async def test_repeating_a_submission_changes_nothing(stores, job):

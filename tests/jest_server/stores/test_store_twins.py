@@ -171,6 +171,7 @@ class Twins(RuleBasedStateMachine):
             results = await stores.super_batches.get_results(SuperBatchRef(job, name))
             return (
                 await stores.super_batches.get_super_batch(SuperBatchRef(job, name)),
+                await stores.super_batches.row_counts(SuperBatchRef(job, name), range(3)),
                 await stores.decisions.get_decision(SuperBatchRef(job, name)),
                 await stores.decisions.get_dead_letter(SuperBatchRef(job, name)),
                 sorted(results, key=lambda result: result.inferred),

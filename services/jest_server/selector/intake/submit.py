@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jest_server.domain.jobs import JobSpec
     from jest_server.domain.ports import DecisionLog, EmbeddingCache, SuperBatchStore
     from jest_server.domain.references import ReferenceInfo
-    from jest_server.domain.super_batches import Submission, SuperBatch, SuperBatchRef
+    from jest_server.domain.super_batches import Submission, SubmitResult, SuperBatchRef
     from jest_server.runtime.settings import SelectorSettings
     from jest_server.selector.intake.request import Rows
     from jest_server.selector.intake.uploads import Upload
@@ -81,22 +81,19 @@ class Submissions:
             submission = self._checked(rows, spec, reference)
         else:
             submission = await asyncio.to_thread(self._checked, rows, spec, reference)
-        status = await self._super_batches.submit(
+        result = await self._super_batches.submit(
             submission, limits=self._bounds.super_batches(spec), ttl_s=spec.super_batch_ttl_s, now_s=time.time()
         )
-        if status is SubmitStatus.DECIDED:
+        if result.status is SubmitStatus.DECIDED:
             return await self._decided(submission)
-        super_batch = await self._super_batches.get_super_batch(rows.ref)
-        self._refuse(status, submission, super_batch, spec, rows.context())
-        if super_batch is None:
-            return await self._decided(submission)
-        missing = await self._missing(submission, super_batch) if spec.policy.needs_reference_model else ()
+        self._refuse(result, submission, spec, rows.context())
+        missing = await self._missing(submission, result) if spec.policy.needs_reference_model else ()
         named = tuple(row for row in missing if rows.sources and rows.sources[row])
         if named:
-            assert super_batch.reference is not None, "a job that needs the reference model has one"
-            await self._queue_named(rows, named, super_batch.reference)
+            assert result.reference is not None, "a job that needs the reference model has one"
+            await self._queue_named(rows, named, result.reference)
             missing = tuple(row for row in missing if not rows.sources[row])
-        return Accepted(missing, super_batch.reference, decided=False)
+        return Accepted(missing, result.reference, decided=False)
 
     async def require_room(self, job: str, nbytes: int, context: dict[str, str]) -> None:
         """Refuses features before they are received that would be refused afterwards; see ``Bounds``."""
@@ -148,20 +145,14 @@ class Submissions:
             raise self._bounds.features_full(status.value, upload.job, context)
         return len(upload.positions)
 
-    def _refuse(
-        self,
-        status: SubmitStatus,
-        submission: Submission,
-        super_batch: SuperBatch | None,
-        spec: JobSpec,
-        context: dict[str, str],
-    ) -> None:
+    def _refuse(self, result: SubmitResult, submission: Submission, spec: JobSpec, context: dict[str, str]) -> None:
+        status = result.status
         if status is SubmitStatus.CONFLICT:
-            if super_batch is not None and super_batch.step != submission.step:
+            if result.step != submission.step:
                 raise Conflict(
                     f"rank {submission.rank} submits super-batch {submission.super_batch_id!r} of job "
                     f"{submission.job!r} with {_step(submission.step)}, it was submitted with "
-                    f"{_step(super_batch.step)} before; the step has to be the same on all ranks",
+                    f"{_step(result.step)} before; the step has to be the same on all ranks",
                     context,
                 )
             raise Conflict(
@@ -188,16 +179,15 @@ class Submissions:
             )
         return Accepted((), submission.reference, decided=True)
 
-    async def _missing(self, submission: Submission, super_batch: SuperBatch) -> tuple[int, ...]:
-        """Returns the first row of each key that is neither cached nor uploaded."""
-        assert super_batch.reference is not None, "a job that needs the reference model has one"
-        uploaded = super_batch.uploads.get(submission.rank, {})
-        known = {submission.keys[p] for positions in uploaded.values() for p in positions}
+    async def _missing(self, submission: Submission, result: SubmitResult) -> tuple[int, ...]:
+        """Return the first row of each key that is neither cached nor uploaded."""
+        assert result.reference is not None, "a job that needs the reference model has one"
+        known = {submission.keys[position] for position in result.uploaded}
         first_rows: dict[str, int] = {}
         for row, key in enumerate(submission.keys):
             if key not in known:
                 first_rows.setdefault(key, row)
-        cached = await self._cache.for_tenant_of(submission.job).get(super_batch.reference, list(first_rows))
+        cached = await self._cache.for_tenant_of(submission.job).get(result.reference, list(first_rows))
         return tuple(row for row, value in zip(first_rows.values(), cached, strict=True) if value is None)
 
     def _checked(self, rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> Submission:

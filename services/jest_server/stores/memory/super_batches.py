@@ -9,11 +9,11 @@ from typing_extensions import override
 
 from jest_server.domain.errors import JobUnknown
 from jest_server.domain.ports import SuperBatchStore
-from jest_server.domain.super_batches import SubmitStatus, SuperBatch, SuperBatchEvent, UploadStatus
+from jest_server.domain.super_batches import SubmitResult, SubmitStatus, SuperBatch, SuperBatchEvent, UploadStatus
 from jest_server.stores.memory.state import InFlight
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from jest_server.domain.shards import Shard, ShardResult
     from jest_server.domain.super_batches import Limits, Submission, SuperBatchRef
@@ -30,30 +30,33 @@ class MemorySuperBatchStore(SuperBatchStore):
         self._state = state
 
     @override
-    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
+    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitResult:
         job = self._state.jobs.get(submission.job)
         if job is None:
             raise JobUnknown(f"job {submission.job!r} does not exist any more", {"job": submission.job})
         job.expire_decisions()
         if submission.super_batch_id in job.decisions:
-            return SubmitStatus.DECIDED
+            return SubmitResult(SubmitStatus.DECIDED)
         if submission.super_batch_id in job.letters:
-            return SubmitStatus.DEAD
+            return SubmitResult(SubmitStatus.DEAD)
         held = job.in_flight.get(submission.super_batch_id)
         if held is None:
             full = limits.first_exceeded(self._state.sums(submission.job, lambda _: 1), more=1)
             if full is not None:
-                return SubmitStatus(full)
+                return SubmitResult(SubmitStatus(full))
             held = InFlight(submission.reference, submission.world_size, submission.step, now_s, now_s + ttl_s)
             job.in_flight[submission.super_batch_id] = held
             job.add(submitted=1, in_flight=1)
-        elif (held.world_size, held.step) != (submission.world_size, submission.step):
-            return SubmitStatus.CONFLICT
         earlier = held.submissions.get(submission.rank)
-        if earlier is not None:
-            return SubmitStatus.REPEATED if earlier.digest == submission.digest else SubmitStatus.CONFLICT
-        held.submissions[submission.rank] = submission.model_copy(update={"reference": held.reference})
-        return SubmitStatus.ACCEPTED
+        agrees = (held.world_size, held.step) == (submission.world_size, submission.step)
+        if not agrees or (earlier is not None and earlier.digest != submission.digest):
+            return SubmitResult(SubmitStatus.CONFLICT, held.reference, held.step)
+        if earlier is None:
+            held.submissions[submission.rank] = submission.model_copy(update={"reference": held.reference})
+            return SubmitResult(SubmitStatus.ACCEPTED, held.reference, held.step)
+        uploads = held.uploads.get(submission.rank, {}).values()
+        uploaded = frozenset(position for positions in uploads for position in positions)
+        return SubmitResult(SubmitStatus.REPEATED, held.reference, held.step, uploaded)
 
     @override
     async def get_super_batch(self, ref: SuperBatchRef) -> SuperBatch | None:
@@ -71,6 +74,12 @@ class MemorySuperBatchStore(SuperBatchStore):
             uploads={rank: dict(uploads) for rank, uploads in held.uploads.items()},
             pending_shards=len(held.tokens),
         )
+
+    @override
+    async def row_counts(self, ref: SuperBatchRef, ranks: Iterable[int]) -> dict[int, int]:
+        held = self._state.in_flight(ref)
+        submissions = {} if held is None else held.submissions
+        return {rank: len(submissions[rank].keys) for rank in ranks if rank in submissions}
 
     @override
     async def add_upload(

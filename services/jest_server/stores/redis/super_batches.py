@@ -15,6 +15,7 @@ from jest_server.domain.ports import SuperBatchStore
 from jest_server.domain.super_batches import (
     Limits,
     Submission,
+    SubmitResult,
     SubmitStatus,
     SuperBatch,
     SuperBatchEvent,
@@ -28,7 +29,7 @@ from jest_server.stores.redis.references import REFERENCE
 from jest_server.stores.redis.shard_codec import pack_shard, unpack_result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from jest_server.domain.shards import Shard, ShardResult
     from jest_server.stores.redis.context import RedisContext
@@ -54,10 +55,11 @@ class RedisSuperBatchStore(SuperBatchStore):
         self._add_upload = context.script("turns", "usage", "add_upload")
 
     @override
-    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
+    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitResult:
         ref, reference = submission.ref, submission.reference
+        own = REFERENCE.dump_json(reference)
         async with translate_redis_errors("queue"):
-            status = await self._submit(
+            answer: Any = await self._submit(
                 keys=[
                     self._keys.super_batch(ref),
                     self._keys.decision(ref),
@@ -73,8 +75,9 @@ class RedisSuperBatchStore(SuperBatchStore):
                     submission.rank,
                     submission.digest,
                     submission.model_dump_json(exclude={"reference"}),
+                    len(submission.keys),
                     submission.world_size,
-                    REFERENCE.dump_json(reference),
+                    own,
                     now_s,
                     now_s + ttl_s,
                     limits.job,
@@ -86,9 +89,18 @@ class RedisSuperBatchStore(SuperBatchStore):
                     "" if reference is None else line_of(reference.name, reference.version),
                 ],
             )
-        if text(status) == "no_job":
+        status = text(answer[0])
+        if status == "no_job":
             raise JobUnknown(f"job {ref.job!r} does not exist any more", {"job": ref.job})
-        return SubmitStatus(text(status))
+        if len(answer) == 1:
+            return SubmitResult(SubmitStatus(status))
+        pinned, step, *uploads = answer[1:]
+        return SubmitResult(
+            SubmitStatus(status),
+            reference if pinned == own else REFERENCE.validate_json(pinned),
+            int(step) if step else None,
+            frozenset(position for positions in uploads for position in json.loads(positions)),
+        )
 
     @override
     async def get_super_batch(self, ref: SuperBatchRef) -> SuperBatch | None:
@@ -118,6 +130,15 @@ class RedisSuperBatchStore(SuperBatchStore):
             uploads=uploads,
             pending_shards=sum(name.startswith("shard:") for name in fields),
         )
+
+    @override
+    async def row_counts(self, ref: SuperBatchRef, ranks: Iterable[int]) -> dict[int, int]:
+        wanted = list(ranks)
+        if not wanted:
+            return {}
+        async with translate_redis_errors("queue"):
+            rows: Any = await self._client.hmget(self._keys.super_batch(ref), [f"rows:{rank}" for rank in wanted])
+        return {rank: int(count) for rank, count in zip(wanted, rows, strict=True) if count is not None}
 
     @override
     async def add_upload(
