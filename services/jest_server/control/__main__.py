@@ -25,7 +25,7 @@ from jest_server.runtime.security.transport import TlsFiles, require_safe, tls_f
 from jest_server.runtime.settings import ControlSettings
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
 from jest_server.stores.redis.stores import open_redis_stores
-from jest_server.use_cases.jobs import Jobs
+from jest_server.use_cases.jobs import JobRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,9 @@ async def serve(settings: ControlSettings, stores: Stores, cache: EmbeddingCache
     require_safe(settings, tls)
     registry = CollectorRegistry()
     tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
-    jobs = Jobs(stores.jobs, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
+    jobs = JobRegistry(
+        stores.jobs, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant
+    )
     app = create_app(stores, cache, jobs, needs_token=tokens is not None, stopping=stop.is_set)
     traced = Traced(app) if settings.tracing else app
     guarded = Guard(traced, metrics=metrics.ControlMetrics(registry), rates=CallRates(settings), tokens=tokens)

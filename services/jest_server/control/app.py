@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jest_server.domain.ports import DecisionLog, EmbeddingCache, JobStore, ShardQueue, StoreConnection, Stores
-    from jest_server.use_cases.jobs import Jobs
+    from jest_server.use_cases.jobs import JobRegistry
 
 LARGEST_PAGE: Final = 1000
 LARGEST_DECISION_PAGE: Final = 100
@@ -99,7 +99,7 @@ class ControlApp(FastAPI):
 def create_app(
     stores: Stores,
     cache: EmbeddingCache,
-    jobs: Jobs,
+    jobs: JobRegistry,
     *,
     needs_token: bool = False,
     stopping: Callable[[], bool] = lambda: False,
@@ -170,7 +170,7 @@ def _health(connection: StoreConnection, cache: EmbeddingCache, stopping: Callab
     return router
 
 
-def _jobs(jobs: Jobs) -> APIRouter:
+def _jobs(jobs: JobRegistry) -> APIRouter:
     router = _router("jobs")
 
     async def view(job: Job) -> JobView:
@@ -184,10 +184,8 @@ def _jobs(jobs: Jobs) -> APIRouter:
         limit: Limit = 100,
     ) -> JobPage:
         """Returns the caller's jobs in order of name."""
-        found = await jobs.list(after=tenants.scoped(after), limit=limit + 1)
-        own = [job for job in found if job.spec.name.startswith(tenants.prefix())]
-        page = [await view(job) for job in own[:limit]]
-        return JobPage(jobs=page, next_after=page[-1].spec.name if len(own) > limit else None)
+        found, next_after = await jobs.list(after=after, limit=limit)
+        return JobPage(jobs=[await view(job) for job in found], next_after=next_after)
 
     @router.post(
         "/jobs",
@@ -231,7 +229,7 @@ def _jobs(jobs: Jobs) -> APIRouter:
     return router
 
 
-def _decisions(log: DecisionLog, jobs: Jobs) -> APIRouter:
+def _decisions(log: DecisionLog, jobs: JobRegistry) -> APIRouter:
     router = _router("decisions")
 
     @router.get("/jobs/{name}/decisions", operation_id="listDecisions", responses=_can_fail(*_ALWAYS, 404))

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from jest_server.domain.frozen_model import FrozenModel
 from jest_server.domain.references import ReferenceInfo
@@ -32,6 +32,19 @@ class SuperBatchRef:
         return {"job": self.job, "super_batch_id": self.super_batch_id}
 
 
+@dataclass(frozen=True)
+class RankRef:
+    """Name one rank's part of a super-batch."""
+
+    ref: SuperBatchRef
+    rank: int
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the ids as errors and logs carry them."""
+        return self.ref.metadata | {"rank": str(self.rank)}
+
+
 class SuperBatchRecord(FrozenModel):
     """What is kept of one super-batch, under its name."""
 
@@ -45,17 +58,25 @@ class SuperBatchRecord(FrozenModel):
 
 
 class Submission(SuperBatchRecord):
-    """One rank's rows of a super-batch."""
+    """One rank's rows of a super-batch as it submits them; the selector adds `reference` and `digest` once checked."""
 
     rank: int
     world_size: int
-    reference: ReferenceInfo | None
-    """None if the job has none."""
     keys: tuple[str, ...]
-    digest: str
     step: int | None = None
     group_labels: tuple[str, ...] = ()
     """One for each key, empty for a row of no group; or none at all."""
+    sources: tuple[str, ...] = Field(default=(), exclude=True)
+    """One for each key, empty for a row whose features are uploaded; or none at all. Not stored."""
+    reference: ReferenceInfo | None = None
+    """None if the job has none."""
+    digest: str = ""
+    """Names the content; equal for a retry."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the ids as errors and logs carry them."""
+        return RankRef(self.ref, self.rank).metadata
 
 
 class SuperBatch(SuperBatchRecord):

@@ -167,7 +167,7 @@ class SelectorMetrics:
         self.evictions = Gauge(
             "jest_redis_evicted_values", "Values the cache has evicted since it started.", registry=registry
         )
-        self.assemblies = Gauge(
+        self.pending_selections = Gauge(
             "jest_selector_assemblies", "Selections that wait for learner outputs or embeddings.", registry=registry
         )
         self.held_bytes = Gauge(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jest_server.domain.ports import DecisionLog
     from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.super_batches import SuperBatchRef
-    from jest_server.use_cases.jobs import Jobs
+    from jest_server.use_cases.jobs import JobRegistry
 
 RETRY_S = 1.0
 
@@ -22,7 +22,7 @@ RETRY_S = 1.0
 class DeadLetters:
     """Finds, requeues and drops the dead letters of jobs that exist."""
 
-    def __init__(self, log: DecisionLog, jobs: Jobs) -> None:
+    def __init__(self, log: DecisionLog, jobs: JobRegistry) -> None:
         self._log = log
         self._jobs = jobs
 

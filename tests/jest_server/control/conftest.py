@@ -15,7 +15,7 @@ from jest_server.runtime.security.rate import CallRates
 from jest_server.runtime.settings import ControlSettings
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
 from jest_server.stores.memory.stores import open_memory_stores
-from jest_server.use_cases.jobs import Jobs
+from jest_server.use_cases.jobs import JobRegistry
 from support.super_batches import REFERENCE, spec
 
 
@@ -27,7 +27,7 @@ class Control:
         self.cache = MemoryEmbeddingCache()
         self.registry = CollectorRegistry()
         self.is_stopping = False
-        self.jobs = Jobs(self.stores.jobs, max_world_size=64)
+        self.jobs = JobRegistry(self.stores.jobs, max_world_size=64)
         self.app = create_app(self.stores, self.cache, self.jobs, stopping=lambda: self.is_stopping)
         self.options = {"rates": CallRates(ControlSettings())}
 

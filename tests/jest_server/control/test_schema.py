@@ -16,7 +16,7 @@ from jest_server.runtime.security.tokens import new_token
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
 from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.stores import open_redis_stores
-from jest_server.use_cases.jobs import Jobs
+from jest_server.use_cases.jobs import JobRegistry
 from support.servers import queue_kinds, queue_server_of
 from support.super_batches import REFERENCE, decision, letter, spec, submit
 
@@ -57,7 +57,9 @@ def running(folder, **more):
 def described(*, needs_token):
     """What the service says of itself, wherever it runs."""
     stores = open_memory_stores()
-    app = create_app(stores, MemoryEmbeddingCache(), Jobs(stores.jobs, max_world_size=4096), needs_token=needs_token)
+    app = create_app(
+        stores, MemoryEmbeddingCache(), JobRegistry(stores.jobs, max_world_size=4096), needs_token=needs_token
+    )
     return schemathesis.openapi.from_dict(app.openapi())
 
 
