@@ -26,7 +26,7 @@ from jest_server.domain.super_batches import Limits, Submission
 from jest_server.reference.triton import TritonReferenceModel, TritonSettings
 from jest_server.selector.decide.join_reference import join_reference
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -135,7 +135,7 @@ class _Bench:
         )
         keys = [f"cached-{row}" for row in range(rows)]
         cache = RedisEmbeddingCache.from_url(self._stack.cache_url)
-        store = RedisSuperBatchStore.from_url(self._stack.queue_url)
+        stores = open_redis_stores(self._stack.queue_url)
         probe = self._job("cached")
         submission = Submission(
             job=probe.job.spec.name,
@@ -146,8 +146,8 @@ class _Bench:
             keys=tuple(keys),
             digest="d",
         )
-        await store.submit(submission, limits=Limits(), ttl_s=3600, now_s=time.time())
-        super_batch = await store.get_super_batch(submission.job, "sb")
+        await stores.super_batches.submit(submission, limits=Limits(), ttl_s=3600, now_s=time.time())
+        super_batch = await stores.super_batches.get_super_batch(submission.ref)
         assert super_batch is not None, "it was submitted just now"
         async with Redis.from_url(self._stack.cache_url) as redis:
             names = [f"raw-{row}" for row in range(rows)]
@@ -163,12 +163,12 @@ class _Bench:
                 {
                     "mget": mget,
                     "cache": lambda: cache.get(info, keys),
-                    "joined": lambda: join_reference(store, cache, super_batch),
+                    "joined": lambda: join_reference(stores.super_batches, cache, super_batch),
                 },
                 runs=self._options.runs,
             )
         await cache.close()
-        await store.close()
+        await stores.connection.close()
         probe.close()
         return {"rows": rows, "value_bytes": info.value_bytes, "seconds": seconds}
 

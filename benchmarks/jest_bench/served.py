@@ -27,14 +27,14 @@ from jest_server.runtime.lifecycle import stop_on_signals
 from jest_server.runtime.settings import SelectorSettings
 from jest_server.selector.__main__ import serve
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
-from jest_server.stores.memory.super_batches import MemorySuperBatchStore
+from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.domain.ports import EmbeddingCache, JobStore
     from jest_server.domain.references import ReferenceInfo
 
 ANNOUNCED_FOR_S = 86400.0
@@ -74,10 +74,10 @@ def _on_valkey(reference: ReferenceInfo, embeddings: Mapping[str, bytes]) -> Ite
     urls = {"queue_url": f"{valkey.url}/0", "cache_url": f"{valkey.url}/1"}
 
     async def prepare() -> None:
-        store = RedisSuperBatchStore.from_url(urls["queue_url"])
+        stores = open_redis_stores(urls["queue_url"])
         cache = RedisEmbeddingCache.from_url(urls["cache_url"])
-        await _prepare(store, cache, reference, embeddings)
-        await store.close()
+        await _prepare(stores.jobs, cache, reference, embeddings)
+        await stores.connection.close()
         await cache.close()
 
     try:
@@ -119,18 +119,18 @@ def _serve_in_memory(port: int, reference: ReferenceInfo, embeddings: Mapping[st
     logs.configure(process="selector", log_format="json", level="warning")
 
     async def run() -> None:
-        store, cache = MemorySuperBatchStore(), MemoryEmbeddingCache()
-        await _prepare(store, cache, reference, embeddings)
+        stores, cache = open_memory_stores(), MemoryEmbeddingCache()
+        await _prepare(stores.jobs, cache, reference, embeddings)
         settings = SelectorSettings(listen=f"{LOOPBACK}:{port}", metrics_listen=f"{LOOPBACK}:0", drain_delay_s=0)
-        await serve(settings, store, cache, stop_on_signals())
+        await serve(settings, stores, cache, stop_on_signals())
 
     asyncio.run(run())
 
 
 async def _prepare(
-    store: SuperBatchStore, cache: EmbeddingCache, reference: ReferenceInfo, embeddings: Mapping[str, bytes]
+    jobs: JobStore, cache: EmbeddingCache, reference: ReferenceInfo, embeddings: Mapping[str, bytes]
 ) -> None:
-    await store.announce_reference(reference, ttl_s=ANNOUNCED_FOR_S)
+    await jobs.announce_reference(reference, ttl_s=ANNOUNCED_FOR_S)
     await cache.put(reference, embeddings)
 
 

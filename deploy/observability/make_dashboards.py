@@ -212,7 +212,7 @@ OPERATIONS = Dashboard(
                 "Selections under way",
                 "Selections that wait for ranks, for embeddings or for their turn.",
                 "short",
-                {"{{instance}}": "jest_selector_assemblies"},
+                {"{{instance}}": "jest_selector_pending_selections"},
             ),
             Panel(
                 "Embedded by Triton",

@@ -18,7 +18,7 @@ from jest_proto.v1 import jobs_pb2
 from jest_server.domain.references import ReferenceInput
 from jest_server.domain.shards import ShardResult
 from jest_server.local.jest_process import OwnProcess
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from support import super_batches
 from support.servers import queue_kinds, queue_server_of
 
@@ -70,18 +70,18 @@ def hurried(served, tmp_path):
 
 
 async def announce(url):
-    store = RedisSuperBatchStore.from_url(url)
-    await store.announce_reference(REFERENCE, ttl_s=600)
-    await store.close()
+    stores = open_redis_stores(url)
+    await stores.jobs.announce_reference(REFERENCE, ttl_s=600)
+    await stores.connection.close()
 
 
 async def score_all(url):
     """Does what scorers would with everything that waits."""
-    store = RedisSuperBatchStore.from_url(url)
-    for claim in await store.claim("test", REFERENCE, count=1000, block_s=1):
+    stores = open_redis_stores(url)
+    for claim in await stores.queue.claim("test", REFERENCE, count=1000, block_s=1):
         size = len(claim.shard.keys)
-        await store.complete(claim, ShardResult(claim.shard.keys, bytes(size * REFERENCE.value_bytes), size))
-    await store.close()
+        await stores.queue.complete(claim, ShardResult(claim.shard.keys, bytes(size * REFERENCE.value_bytes), size))
+    await stores.connection.close()
 
 
 def submit_and_upload(speaker, job, super_batch_id, rows=ROWS_OF_A_MEGABYTE):

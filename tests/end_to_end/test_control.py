@@ -18,7 +18,7 @@ from jest_server.domain.dead_letters import DeadLetter
 from jest_server.local.jest_process import OwnHttpProcess, OwnProcess
 from jest_server.local.process import ServerStartError
 from jest_server.runtime.security.tokens import add_token
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from support.certificates import make_authority, needs_openssl, sign
 from support.polling import wait_until
 from support.servers import queue_kinds, queue_server_of
@@ -81,10 +81,10 @@ def test_a_dead_letter_is_requeued_and_its_trainer_gets_a_decision(stack, contro
     missing = list(speaker.submit(name, "sb", keys).missing_positions)
 
     async def set_aside():
-        store = RedisSuperBatchStore.from_url(f"{stack.valkey.url}/0")
+        stores = open_redis_stores(f"{stack.valkey.url}/0")
         letter = DeadLetter(job=name, super_batch_id="sb", reason="INFERENCE_FAILED", detail="", at_s=time.time())
-        assert await store.dead_letter(letter)
-        await store.close()
+        assert await stores.decisions.dead_letter(letter)
+        await stores.connection.close()
 
     asyncio.run(set_aside())
     listed = control.get(f"/v1/jobs/{name}/dead-letters").json()["dead_letters"]

@@ -10,10 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from conformance.speaker import Speaker, features, fresh_keys, unit_embeddings
 from jest_core import Embeddings
 from jest_proto.v1 import jobs_pb2
-from jest_server.domain.super_batches import Submission
-from jest_server.selector.decide.choose import Inputs, replay
-from jest_server.selector.learner_outputs.pending import LearnerOutputs
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.domain.super_batches import Submission, SuperBatchRef
+from jest_server.selector.decide.selection import replay
+from jest_server.selector.learner_outputs.pending_selections import LearnerOutputs
+from jest_server.stores.redis.stores import open_redis_stores
 
 ROWS = 16
 
@@ -76,22 +76,20 @@ async def test_a_scheduled_jobs_decision_is_computed_again_from_what_the_store_k
     speaker.submit(job.spec.name, "sb", keys, step=4, group_labels=labels)
     answer = speaker.select(job.spec.name, "sb", (image, text), scale=10.0, bias=-10.0)
 
-    store = RedisSuperBatchStore.from_url(f"{stack.valkey.url}/0")
-    decision = await store.get_decision(job.spec.name, "sb")
-    await store.close()
+    stores = open_redis_stores(f"{stack.valkey.url}/0")
+    decision = await stores.decisions.get_decision(SuperBatchRef(job.spec.name, "sb"))
+    await stores.connection.close()
     submission = Submission(
         job=job.spec.name,
         super_batch_id="sb",
         rank=0,
         world_size=1,
-        reference=None,
         keys=tuple(keys),
-        digest="",
         group_labels=tuple(labels),
     )
     learner = Embeddings(torch.from_numpy(image), torch.from_numpy(text), scale=10.0, bias=-10.0)
-    inputs = Inputs({0: submission}, {0: LearnerOutputs(learner, "")}, None)
-    again = replay(decision, inputs, torch.device("cpu"))
+    outputs = {0: LearnerOutputs(learner, "")}
+    again = replay(decision, {0: submission}, outputs, reference=None, device=torch.device("cpu"))
     assert list(again.positions[0]) == list(answer.positions)
     assert list(again.weights[0]) == list(answer.weights)
     assert (again.gain, again.sub_batch_size) == (answer.gain, answer.sub_batch_size)

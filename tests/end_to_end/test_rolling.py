@@ -15,7 +15,7 @@ from jest_server.local.jest_process import OwnProcess
 from jest_server.local.triton_server import TritonServer
 from jest_server.reference.config import reference_info
 from jest_server.reference.repository import read_config
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from support.polling import wait_until
 
 pytestmark = pytest.mark.skipif(TritonServer.available() is not None, reason=str(TritonServer.available()))
@@ -84,11 +84,11 @@ def served(queue_url):
     """The version that new super-batches get."""
 
     async def ask():
-        store = RedisSuperBatchStore.from_url(queue_url)
+        stores = open_redis_stores(queue_url)
         try:
-            return await store.get_reference("jest_reference")
+            return await stores.jobs.get_reference("jest_reference")
         finally:
-            await store.close()
+            await stores.connection.close()
 
     found = asyncio.run(ask())
     return None if found is None else found.version

@@ -17,7 +17,7 @@ from jest_server.local.stack import Stack
 from jest_server.local.triton_server import TritonServer
 from jest_server.local.valkey_server import ValkeyServer
 from jest_server.runtime.logs import _with_trace
-from jest_server.stores.redis.shard_queue import _unpack_shard, pack_shard
+from jest_server.stores.redis.shard_codec import pack_shard, unpack_shard
 from jest_wire import tracing
 from support.learner import TinyLearner, selected, super_batches
 
@@ -180,7 +180,7 @@ def test_a_queued_shard_says_nothing_of_traces_unless_there_is_one():
 def test_whoever_takes_a_shard_from_redis_learns_its_traceparent():
     traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
     shard = Shard("0-a-0", "job", "id", "model", "1", ("k",), b"", traceparent=traceparent)
-    assert _unpack_shard({"shard": "0-a-0", "job": "job", "id": "id"}, pack_shard(shard)) == shard
+    assert unpack_shard(shard.ref, "0-a-0", pack_shard(shard)) == shard
 
 
 def test_log_lines_tell_the_span_they_were_written_in(traced):

@@ -11,7 +11,7 @@ from jest_server.domain.jobs import JobSpec
 from jest_server.domain.policies import PolicySpec
 from jest_server.domain.references import ReferenceInfo, ReferenceInput
 from jest_server.domain.shards import Shard, ShardResult
-from jest_server.domain.super_batches import Limits, Submission
+from jest_server.domain.super_batches import Limits, Submission, SuperBatchRef
 
 REFERENCE = ReferenceInfo(
     name="ref",
@@ -57,20 +57,23 @@ def submission(
     )
 
 
-async def submit(store, *args, max_in_flight=100, tenant=0, server=0, ttl_s=60.0, now_s=None, **fields):
+async def submit(stores, *args, max_in_flight=100, tenant=0, server=0, ttl_s=60.0, now_s=None, **fields):
     now_s = time.time() if now_s is None else now_s
     limits = Limits(job=max_in_flight, tenant=tenant, server=server)
-    return await store.submit(submission(*args, **fields), limits=limits, ttl_s=ttl_s, now_s=now_s)
+    result = await stores.super_batches.submit(submission(*args, **fields), limits=limits, ttl_s=ttl_s, now_s=now_s)
+    return result.status
 
 
 def shard(job, super_batch_id="sb", number=0, features=b"features", digest="u", version="1"):
     return Shard(f"0-{digest}-{number:03d}", job, super_batch_id, "ref", version, ("a", "b"), features)
 
 
-async def upload(store, job, super_batch_id="sb", *, shards=1, digest="u", features=b"features", limits=None, **fields):
+async def upload(
+    stores, job, super_batch_id="sb", *, shards=1, digest="u", features=b"features", limits=None, **fields
+):
     pieces = [shard(job, super_batch_id, number, features, digest, **fields) for number in range(shards)]
-    return await store.add_upload(
-        job, super_batch_id, 0, digest=digest, positions=(0, 1), shards=pieces, limits=limits or Limits()
+    return await stores.super_batches.add_upload(
+        SuperBatchRef(job, super_batch_id), 0, digest=digest, positions=(0, 1), shards=pieces, limits=limits or Limits()
     )
 
 
@@ -103,15 +106,15 @@ def letter(job, super_batch_id="sb", at_s=5.0):
     return DeadLetter(job=job, super_batch_id=super_batch_id, reason="R", detail="why", at_s=at_s)
 
 
-async def accounts(store, job):
+async def accounts(stores, job):
     """Returns submitted, selected, dead-lettered and in flight, which always balance."""
-    c = await store.counters(job)
+    c = await stores.jobs.counters(job)
     assert c.submitted == c.selected + c.dead_lettered + c.in_flight
     return c.submitted, c.selected, c.dead_lettered, c.in_flight
 
 
-async def queue_one(store, job="job", super_batch_id="sb", **fields):
+async def queue_one(stores, job="job", super_batch_id="sb", **fields):
     """Registers the job and puts a super-batch of one queued shard in flight."""
-    await store.create_job(spec(job), now_s=time.time())
-    await submit(store, job, super_batch_id)
-    await upload(store, job, super_batch_id, **fields)
+    await stores.jobs.create_job(spec(job), now_s=time.time())
+    await submit(stores, job, super_batch_id)
+    await upload(stores, job, super_batch_id, **fields)

@@ -23,14 +23,14 @@ from jest_server.runtime.security.tokens import Tokens
 from jest_server.runtime.security.transport import TlsFiles, require_safe, tls_files
 from jest_server.runtime.settings import ControlSettings
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
-from jest_server.use_cases.jobs import Jobs
+from jest_server.stores.redis.stores import open_redis_stores
+from jest_server.use_cases.jobs import JobRegistry
 from jest_wire import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.domain.ports import EmbeddingCache, StoreConnection, Stores
 
 SERVICE = "jest.control"
 """Under which name it answers gRPC health checks; what it serves, it serves over HTTP."""
@@ -49,7 +49,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(settings: ControlSettings, store: SuperBatchStore, cache: EmbeddingCache, stop: asyncio.Event) -> None:
+async def serve(settings: ControlSettings, stores: Stores, cache: EmbeddingCache, stop: asyncio.Event) -> None:
     """Runs the service on the given stores until ``stop`` is set, then drains.
 
     Raises:
@@ -59,8 +59,10 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
     require_safe(settings, tls)
     registry = CollectorRegistry()
     tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
-    jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
-    app = create_app(store, cache, jobs, needs_token=tokens is not None, stopping=stop.is_set)
+    jobs = JobRegistry(
+        stores.jobs, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant
+    )
+    app = create_app(stores, cache, jobs, needs_token=tokens is not None, stopping=stop.is_set)
     traced = Traced(app) if settings.tracing else app
     guarded = Guard(traced, metrics=metrics.ControlMetrics(registry), rates=CallRates(settings), tokens=tokens)
     config = uvicorn.Config(guarded, log_config=None, access_log=False, server_header=False, lifespan="off")
@@ -73,7 +75,7 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     health = Health()
     await health.start((SERVICE,), settings.health_listen)
-    watching = asyncio.create_task(_watch(store, cache, health))
+    watching = asyncio.create_task(_watch(stores.connection, cache, health))
     _log.info("control listens", port=listening.getsockname()[1], metrics_port=metrics_port)
     renewing = asyncio.create_task(_renew(tls, config.ssl)) if tls is not None and config.ssl is not None else None
     waiting = asyncio.create_task(stop.wait())
@@ -89,7 +91,7 @@ async def serve(settings: ControlSettings, store: SuperBatchStore, cache: Embedd
         renewing.cancel()
     watching.cancel()
     await health.close()
-    await store.close()
+    await stores.connection.close()
     await cache.close()
     _log.info("control stopped")
 
@@ -102,18 +104,18 @@ def main(settings: ControlSettings | None = None) -> None:
         tracing.start("jest-control")
 
     async def run() -> None:
-        store = RedisSuperBatchStore.from_url(settings.queue_url)
+        stores = open_redis_stores(settings.queue_url)
         cache = RedisEmbeddingCache.from_settings(settings)
-        await serve(settings, store, cache, stop_on_signals())
+        await serve(settings, stores, cache, stop_on_signals())
 
     asyncio.run(run())
     tracing.stop()
 
 
-async def _watch(store: SuperBatchStore, cache: EmbeddingCache, health: Health) -> None:
+async def _watch(connection: StoreConnection, cache: EmbeddingCache, health: Health) -> None:
     async def look() -> None:
         try:
-            await store.ping()
+            await connection.ping()
             await cache.ping()
         except JestServerError:
             await health.set_ready(ready=False)

@@ -25,8 +25,8 @@ from jest_server.control.views import (
     ReferenceList,
     ReferenceView,
     Requeued,
-    in_their_words,
     summary,
+    unscoped_record,
 )
 from jest_server.domain import tenants
 from jest_server.domain.dead_letters import DeadLetter
@@ -34,14 +34,14 @@ from jest_server.domain.decisions import Decision
 from jest_server.domain.errors import JobUnknown, Stopping, SuperBatchUnknown
 from jest_server.domain.jobs import Job, JobName
 from jest_server.domain.storage import CacheStats
-from jest_server.domain.super_batches import SuperBatchId
+from jest_server.domain.super_batches import SuperBatchId, SuperBatchRef
 from jest_server.use_cases.dead_letters import DeadLetters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
-    from jest_server.use_cases.jobs import Jobs
+    from jest_server.domain.ports import DecisionLog, EmbeddingCache, JobStore, ShardQueue, StoreConnection, Stores
+    from jest_server.use_cases.jobs import JobRegistry
 
 LARGEST_PAGE: Final = 1000
 LARGEST_DECISION_PAGE: Final = 100
@@ -97,9 +97,9 @@ class ControlApp(FastAPI):
 
 
 def create_app(
-    store: SuperBatchStore,
+    stores: Stores,
     cache: EmbeddingCache,
-    jobs: Jobs,
+    jobs: JobRegistry,
     *,
     needs_token: bool = False,
     stopping: Callable[[], bool] = lambda: False,
@@ -107,7 +107,7 @@ def create_app(
     """Builds the application over stores that stay the caller's to close.
 
     Args:
-        store: of jobs, super-batches and decisions.
+        stores: of jobs, super-batches, shards and decisions.
         cache: of reference embeddings.
         jobs: the use case of jobs.
         needs_token: whether to describe that requests need one; that they have one is for ``Guard``.
@@ -121,11 +121,11 @@ def create_app(
         redoc_url=None,
     )
     app.needs_token = needs_token
-    app.include_router(_health(store, cache, stopping))
-    app.include_router(_jobs(store, jobs))
-    app.include_router(_decisions(store, jobs))
-    app.include_router(_letters(DeadLetters(store, jobs)))
-    app.include_router(_state(store, cache))
+    app.include_router(_health(stores.connection, cache, stopping))
+    app.include_router(_jobs(jobs))
+    app.include_router(_decisions(stores.decisions, jobs))
+    app.include_router(_letters(DeadLetters(stores.decisions, jobs)))
+    app.include_router(_state(stores.jobs, stores.queue, cache))
     problems.install(app)
     return app
 
@@ -133,6 +133,10 @@ def create_app(
 def _router(tag: str) -> APIRouter:
     # The prefix is part of each route's path, by which requests are counted.
     return APIRouter(prefix=API, tags=[tag], dependencies=[Depends(_no_other_parameters)])
+
+
+def _ref(name: str, super_batch_id: str) -> SuperBatchRef:
+    return SuperBatchRef(tenants.scoped(name), super_batch_id)
 
 
 async def _no_other_parameters(request: Request) -> None:
@@ -146,7 +150,7 @@ async def _no_other_parameters(request: Request) -> None:
             )
 
 
-def _health(store: SuperBatchStore, cache: EmbeddingCache, stopping: Callable[[], bool]) -> APIRouter:
+def _health(connection: StoreConnection, cache: EmbeddingCache, stopping: Callable[[], bool]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", operation_id="getHealth")
@@ -159,14 +163,14 @@ def _health(store: SuperBatchStore, cache: EmbeddingCache, stopping: Callable[[]
         """Answers 200 while the stores answer and the process is not about to end."""
         if stopping():
             raise Stopping("this process is going away")
-        await store.ping()
+        await connection.ping()
         await cache.ping()
         return Health()
 
     return router
 
 
-def _jobs(store: SuperBatchStore, jobs: Jobs) -> APIRouter:
+def _jobs(jobs: JobRegistry) -> APIRouter:
     router = _router("jobs")
 
     async def view(job: Job) -> JobView:
@@ -180,10 +184,8 @@ def _jobs(store: SuperBatchStore, jobs: Jobs) -> APIRouter:
         limit: Limit = 100,
     ) -> JobPage:
         """Returns the caller's jobs in order of name."""
-        found = await jobs.list(after=tenants.scoped(after), limit=limit + 1)
-        own = [job for job in found if job.spec.name.startswith(tenants.prefix())]
-        page = [await view(job) for job in own[:limit]]
-        return JobPage(jobs=page, next_after=page[-1].spec.name if len(own) > limit else None)
+        found, next_after = await jobs.list(after=after, limit=limit)
+        return JobPage(jobs=[await view(job) for job in found], next_after=next_after)
 
     @router.post(
         "/jobs",
@@ -221,13 +223,13 @@ def _jobs(store: SuperBatchStore, jobs: Jobs) -> APIRouter:
     @router.delete("/jobs/{name}", operation_id="deleteJob", status_code=204, responses=_can_fail(*_ALWAYS, 404))
     async def delete_job(name: Name) -> None:
         """Forgets a job, what it has in flight, its dead letters and its decisions."""
-        if not await store.delete_job(tenants.scoped(name)):
+        if not await jobs.delete(tenants.scoped(name)):
             raise JobUnknown(f"job {name!r} does not exist", {"job": name})
 
     return router
 
 
-def _decisions(store: SuperBatchStore, jobs: Jobs) -> APIRouter:
+def _decisions(log: DecisionLog, jobs: JobRegistry) -> APIRouter:
     router = _router("decisions")
 
     @router.get("/jobs/{name}/decisions", operation_id="listDecisions", responses=_can_fail(*_ALWAYS, 404))
@@ -238,7 +240,7 @@ def _decisions(store: SuperBatchStore, jobs: Jobs) -> APIRouter:
     ) -> DecisionPage:
         """Returns the job's decisions, the newest first, without positions."""
         job = (await jobs.get(tenants.scoped(name))).spec.name
-        found, following = await store.list_decisions(job, before=before, limit=limit)
+        found, following = await log.list_decisions(job, before=before, limit=limit)
         return DecisionPage(decisions=[summary(decision) for decision in found], next_before=following or None)
 
     @router.get(
@@ -246,12 +248,13 @@ def _decisions(store: SuperBatchStore, jobs: Jobs) -> APIRouter:
     )
     async def get_decision(name: Name, super_batch_id: SuperBatch) -> Decision:
         """Returns one recorded decision: enough, with the inputs, to compute it again."""
-        job = (await jobs.get(tenants.scoped(name))).spec.name
-        decision = await store.get_decision(job, super_batch_id)
+        ref = _ref(name, super_batch_id)
+        await jobs.get(ref.job)
+        decision = await log.get_decision(ref)
         if decision is None:
             context = {"job": name, "super_batch_id": super_batch_id}
             raise SuperBatchUnknown(f"job {name!r} has no decision of super-batch {super_batch_id!r}", context)
-        return in_their_words(decision)
+        return unscoped_record(decision)
 
     return router
 
@@ -264,17 +267,17 @@ def _letters(letters: DeadLetters) -> APIRouter:
     async def list_dead_letters(name: Name, limit: Limit = 100) -> DeadLetterPage:
         """Returns a job's newest dead letters, newest first."""
         found = await letters.newest(tenants.scoped(name), limit=limit)
-        return DeadLetterPage(dead_letters=[in_their_words(letter) for letter in found])
+        return DeadLetterPage(dead_letters=[unscoped_record(letter) for letter in found])
 
     @router.get(one, operation_id="getDeadLetter", responses=_can_fail(*_ALWAYS, 404))
     async def get_dead_letter(name: Name, super_batch_id: SuperBatch) -> DeadLetter:
         """Returns why a super-batch was set aside."""
-        return in_their_words(await letters.get(tenants.scoped(name), super_batch_id))
+        return unscoped_record(await letters.get(_ref(name, super_batch_id)))
 
     @router.delete(one, operation_id="dropDeadLetter", status_code=204, responses=_can_fail(*_ALWAYS, 404))
     async def drop_dead_letter(name: Name, super_batch_id: SuperBatch) -> None:
         """Forgets a dead letter. The accounts go on counting it; its id may be submitted anew."""
-        await letters.drop(tenants.scoped(name), super_batch_id)
+        await letters.drop(_ref(name, super_batch_id))
 
     @router.post(f"{one}/requeue", operation_id="requeueDeadLetter", responses=_can_fail(*_ALWAYS, 404, 409))
     async def requeue(name: Name, super_batch_id: SuperBatch) -> Requeued:
@@ -282,20 +285,20 @@ def _letters(letters: DeadLetters) -> APIRouter:
 
         Features are not kept: its ranks submit again, are told what is missing, upload it, and get a decision.
         """
-        deadline_s, reference = await letters.requeue(tenants.scoped(name), super_batch_id)
+        deadline_s, reference = await letters.requeue(_ref(name, super_batch_id))
         version = None if reference is None else reference.version
         return Requeued(super_batch_id=super_batch_id, deadline_s=deadline_s, reference_version=version)
 
     return router
 
 
-def _state(store: SuperBatchStore, cache: EmbeddingCache) -> APIRouter:
+def _state(references: JobStore, queue: ShardQueue, cache: EmbeddingCache) -> APIRouter:
     router = _router("state")
 
     @router.get("/references", operation_id="listReferences", responses=_can_fail(*_ALWAYS))
     async def list_references() -> ReferenceList:
         """Returns every version of every reference model that scorers serve or served within a day."""
-        found, views, taken = await store.list_references(), [], set()
+        found, views, taken = await references.list_references(), [], set()
         for known in found:  # newest first: the first that is served is the current one
             current = known.served and known.reference.name not in taken
             if current:
@@ -316,11 +319,11 @@ def _state(store: SuperBatchStore, cache: EmbeddingCache) -> APIRouter:
                     }
                 }
             )
-            for line in await store.lines()
+            for line in await queue.queue_states()
         ]
         return QueueView(
-            shards=await store.queue_depth(),
-            oldest_age_s=await store.oldest_queued_age_s(now_s=time.time()),
+            shards=await queue.depth(),
+            oldest_age_s=await queue.oldest_age_s(now_s=time.time()),
             lines=lines,
         )
 

@@ -56,14 +56,14 @@ def install(app: FastAPI) -> None:
 
 def of(error: JestServerError) -> JSONResponse:
     """Renders one of the server's own errors, in the caller's words."""
-    detail = tenants.in_their_words(error.message)
+    detail = tenants.unscoped_text(error.message)
     violations = [Violation(field=error.field_name, description=detail)] if isinstance(error, InvalidField) else []
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    metadata = {key: tenants.in_their_words(value) for key, value in error.metadata.items()}
+    metadata = {key: tenants.unscoped_text(value) for key, value in error.metadata.items()}
     return _answer(error.http_status, detail, error.reason, headers, metadata, violations)
 
 

@@ -135,7 +135,7 @@ class Health(View):
     status: str = "ok"
 
 
-def in_their_words(record: R) -> R:
+def unscoped_record(record: R) -> R:
     """The record with the job's name as the caller knows it."""
     return record.model_copy(update={"job": tenants.unscoped(record.job)})
 

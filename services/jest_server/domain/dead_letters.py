@@ -5,10 +5,12 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from jest_server.domain.frozen_model import FrozenModel
+from jest_server.domain.super_batches import SuperBatchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from jest_server.domain.super_batches import SuperBatchRef
 
 
 class RequeueStatus(enum.Enum):
@@ -23,25 +25,27 @@ class RequeueStatus(enum.Enum):
     SERVER_FULL = "server"
 
 
-class DeadLetter(FrozenModel):
-    """A super-batch that was set aside, and why."""
+class DeadLetter(SuperBatchRecord):
+    """A super-batch that will never get a decision, and why."""
 
-    job: str
-    super_batch_id: str
     reason: str
     detail: str
     at_s: float
 
     @classmethod
-    def expired(cls, job: str, super_batch_id: str, *, at_s: float) -> DeadLetter:
-        """Writes the letter of a super-batch that nobody decided in time."""
-        detail = "no decision within the job's super_batch_ttl"
-        return cls(job=job, super_batch_id=super_batch_id, reason="EXPIRED", detail=detail, at_s=at_s)
+    def of(cls, ref: SuperBatchRef, *, reason: str, detail: str, at_s: float) -> DeadLetter:
+        """Write the dead letter of a super-batch."""
+        return cls(job=ref.job, super_batch_id=ref.super_batch_id, reason=reason, detail=detail, at_s=at_s)
+
+    @classmethod
+    def expired(cls, ref: SuperBatchRef, *, at_s: float) -> DeadLetter:
+        """Write the dead letter of a super-batch without a decision at its deadline."""
+        return cls.of(ref, reason="EXPIRED", detail="no decision within the job's super_batch_ttl", at_s=at_s)
 
     @classmethod
     def unserved(
-        cls, job: str, super_batch_id: str, *, model: str, version: str, current: Sequence[str], at_s: float
+        cls, ref: SuperBatchRef, *, model: str, version: str, current: Sequence[str], at_s: float
     ) -> DeadLetter:
-        """Writes the letter of a super-batch whose version of the reference model is gone while another is served."""
+        """Write the dead letter of a super-batch whose reference model is served in other versions only."""
         detail = f"reference model {model!r} is not served in version {version!r} any more, but in {sorted(current)}"
-        return cls(job=job, super_batch_id=super_batch_id, reason="REFERENCE_CHANGED", detail=detail, at_s=at_s)
+        return cls.of(ref, reason="REFERENCE_CHANGED", detail=detail, at_s=at_s)

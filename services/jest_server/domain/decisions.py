@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jest_server.domain.frozen_model import FrozenModel
 from jest_server.domain.policies import Fallback, PolicySpec
 from jest_server.domain.references import ReferenceInfo
+from jest_server.domain.super_batches import SuperBatchRecord
 
 DECISIONS_KEPT = 10_000
 """Of each job, unless a deployment says otherwise."""
 
 
-class Decision(FrozenModel):
+class Decision(SuperBatchRecord):
     """The recorded outcome of one super-batch: enough, with the inputs, to compute it again."""
 
-    job: str
-    super_batch_id: str
     policy: PolicySpec
     seed: int
     reference: ReferenceInfo | None

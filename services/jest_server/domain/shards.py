@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jest_server.domain.frozen_model import FrozenModel
+from jest_server.domain.super_batches import SuperBatchRef
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Shard:
     features: bytes
     traceparent: str = ""
     """Of the span that queued it, in W3C form; empty without tracing."""
+
+    @property
+    def ref(self) -> SuperBatchRef:
+        """Return the name of its super-batch."""
+        return SuperBatchRef(self.job, self.super_batch_id)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from jest_server.domain.frozen_model import FrozenModel
 from jest_server.domain.references import ReferenceInfo
@@ -16,27 +16,72 @@ MAX_KEY_BYTES = 512
 """Of an example key, in UTF-8."""
 
 
-class Submission(FrozenModel):
-    """One rank's rows of a super-batch."""
+@dataclass(frozen=True)
+class SuperBatchRef:
+    """Name a super-batch: its job, as the server calls it, and its id within that job."""
 
     job: str
     super_batch_id: str
+
+    def __str__(self) -> str:
+        return f"super-batch {self.super_batch_id!r} of job {self.job!r}"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the ids as errors and logs carry them."""
+        return {"job": self.job, "super_batch_id": self.super_batch_id}
+
+
+@dataclass(frozen=True)
+class RankRef:
+    """Name one rank's part of a super-batch."""
+
+    ref: SuperBatchRef
+    rank: int
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the ids as errors and logs carry them."""
+        return self.ref.metadata | {"rank": str(self.rank)}
+
+
+class SuperBatchRecord(FrozenModel):
+    """What is kept of one super-batch, under its name."""
+
+    job: str
+    super_batch_id: str
+
+    @property
+    def ref(self) -> SuperBatchRef:
+        """Return the name of the super-batch."""
+        return SuperBatchRef(self.job, self.super_batch_id)
+
+
+class Submission(SuperBatchRecord):
+    """One rank's rows of a super-batch as it submits them; the selector adds `reference` and `digest` once checked."""
+
     rank: int
     world_size: int
-    reference: ReferenceInfo | None
-    """None if the job has none."""
     keys: tuple[str, ...]
-    digest: str
     step: int | None = None
     group_labels: tuple[str, ...] = ()
     """One for each key, empty for a row of no group; or none at all."""
+    sources: tuple[str, ...] = Field(default=(), exclude=True)
+    """One for each key, empty for a row whose features are uploaded; or none at all. Not stored."""
+    reference: ReferenceInfo | None = None
+    """None if the job has none."""
+    digest: str = ""
+    """Names the content; equal for a retry."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the ids as errors and logs carry them."""
+        return RankRef(self.ref, self.rank).metadata
 
 
-class SuperBatch(FrozenModel):
+class SuperBatch(SuperBatchRecord):
     """What the store knows of a super-batch in flight."""
 
-    job: str
-    super_batch_id: str
     world_size: int
     reference: ReferenceInfo | None
     created_at_s: float
@@ -61,6 +106,19 @@ class SubmitStatus(enum.Enum):
     DEAD = "dead"
 
 
+@dataclass(frozen=True)
+class SubmitResult:
+    """What became of a submission, and what the first rank pinned for all ranks of its super-batch."""
+
+    status: SubmitStatus
+    reference: ReferenceInfo | None = None
+    """Pinned reference model; None if the job has none or the super-batch is not in flight."""
+    step: int | None = None
+    """Training step of the super-batch in flight."""
+    uploaded: frozenset[int] = frozenset()
+    """Positions of this rank's rows that were uploaded before."""
+
+
 class UploadStatus(enum.Enum):
     """What became of an upload."""
 
@@ -81,7 +139,7 @@ class Limits:
     tenant: int = 0
     server: int = 0
 
-    def whose_is_reached(self, held: Limits, *, more: int) -> Literal["job", "tenant", "server"] | None:
+    def first_exceeded(self, held: Limits, *, more: int) -> Literal["job", "tenant", "server"] | None:
         """Tells which of these limits does not allow ``more`` beside what is held."""
         if 0 < self.job < held.job + more:
             return "job"
@@ -92,7 +150,6 @@ class Limits:
 
 @dataclass(frozen=True)
 class SuperBatchEvent:
-    """Something happened to a super-batch that a waiting selector may want to look at."""
+    """A super-batch had a shard scored or left flight, so a waiting selector should look at it again."""
 
-    job: str
-    super_batch_id: str
+    ref: SuperBatchRef

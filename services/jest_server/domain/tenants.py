@@ -58,6 +58,6 @@ def _prefix_of(tenant: str) -> str:
     return f"{tenant}{SEPARATOR}" if tenant else ""
 
 
-def in_their_words(text: str) -> str:
+def unscoped_text(text: str) -> str:
     """A text about jobs with the names by which the tenant knows its own."""
     return text.replace(prefix(), "") if prefix() else text

@@ -16,7 +16,7 @@ from jest_server.runtime.settings import ScorerSettings, SelectorSettings
 from jest_server.scorer import __main__ as scorer
 from jest_server.selector import __main__ as selector
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
-from jest_server.stores.memory.super_batches import MemorySuperBatchStore
+from jest_server.stores.memory.stores import open_memory_stores
 from jest_wire import tracing
 
 _ANY_PORT = "127.0.0.1:0"
@@ -33,12 +33,12 @@ def main() -> None:
 
     async def run() -> None:
         stop = stop_on_signals()
-        store, cache = MemorySuperBatchStore(), MemoryEmbeddingCache(shared=selector_settings.share_cache)
+        stores, cache = open_memory_stores(), MemoryEmbeddingCache(shared=selector_settings.share_cache)
         counts = metrics.ScorerMetrics(CollectorRegistry())
         model = reference_model(scorer_settings, counts)
         async with asyncio.TaskGroup() as group:
-            group.create_task(selector.serve(selector_settings, store, cache, stop))
-            group.create_task(scorer.serve(scorer_settings, store, cache, model, counts, stop))
+            group.create_task(selector.serve(selector_settings, stores, cache, stop))
+            group.create_task(scorer.serve(scorer_settings, stores, cache, model, counts, stop))
 
     asyncio.run(run())
     tracing.stop()

@@ -29,9 +29,9 @@ _log = get_logger()
 
 def status_of(error: errors.JestServerError) -> status_pb2.Status:
     """Renders an error as google.rpc.Status with ErrorInfo and, where they apply, BadRequest and RetryInfo."""
-    message = tenants.in_their_words(error.message)
+    message = tenants.unscoped_text(error.message)
     status = status_pb2.Status(code=getattr(code_pb2, error.code.name), message=message)
-    metadata = {key: tenants.in_their_words(value) for key, value in error.metadata.items()}
+    metadata = {key: tenants.unscoped_text(value) for key, value in error.metadata.items()}
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)]
     if isinstance(error, errors.InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field_name, description=message)

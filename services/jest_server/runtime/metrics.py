@@ -167,8 +167,10 @@ class SelectorMetrics:
         self.evictions = Gauge(
             "jest_redis_evicted_values", "Values the cache has evicted since it started.", registry=registry
         )
-        self.assemblies = Gauge(
-            "jest_selector_assemblies", "Selections that wait for learner outputs or embeddings.", registry=registry
+        self.pending_selections = Gauge(
+            "jest_selector_pending_selections",
+            "Selections that wait for learner outputs or embeddings.",
+            registry=registry,
         )
         self.held_bytes = Gauge(
             "jest_selector_held_bytes", "Learner outputs held, in memory or in scratch files.", registry=registry

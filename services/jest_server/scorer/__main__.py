@@ -16,12 +16,12 @@ from jest_server.runtime.lifecycle import background, every, stop_on_signals
 from jest_server.runtime.settings import ScorerSettings
 from jest_server.scorer.worker import Worker
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from jest_server.stores.tiered_cache import with_embedding_files
 from jest_wire import tracing
 
 if TYPE_CHECKING:
-    from jest_server.domain.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore
+    from jest_server.domain.ports import EmbeddingCache, ExampleSources, ReferenceModel, Stores
 
 SERVICE = "jest.scorer"
 """The scorer serves no calls; this is the name under which it answers health checks."""
@@ -32,15 +32,16 @@ _log = logs.get_logger()
 
 async def serve(
     settings: ScorerSettings,
-    store: SuperBatchStore,
+    stores: Stores,
     cache: EmbeddingCache,
     model: ReferenceModel,
     counts: metrics.ScorerMetrics,
     stop: asyncio.Event,
 ) -> None:
-    """Runs the scorer on the given store, cache and model until ``stop`` is set, then drains."""
+    """Runs the scorer on the given stores, cache and model until ``stop`` is set, then drains."""
     cache = with_embedding_files(cache, settings, counts.embedding_files)
-    worker = Worker(store, cache, model, settings, counts, example_sources(settings))
+    ports = stores.jobs, stores.queue, stores.decisions
+    worker = Worker(*ports, cache, model, settings, counts, example_sources(settings))
     server = GrpcServer(settings, counts.rpc)
 
     async def watch() -> None:
@@ -55,15 +56,15 @@ async def serve(
     _log.info("scorer listens", port=port, consumer=settings.consumer)
     async with background(
         partial(every, until_next_watch_s, watch, name="watch reference"),
-        partial(every, settings.reclaim_idle_s / 4, worker.keep_hold, name="keep hold"),
-        partial(every, settings.reclaim_idle_s / 4, worker.take_over, name="take over"),
+        partial(every, settings.reclaim_idle_s / 4, worker.heartbeat_claims, name="heartbeat claims"),
+        partial(every, settings.reclaim_idle_s / 4, worker.reclaim_stale, name="reclaim stale"),
         worker.run,
     ):
         await stop.wait()
     _log.info("scorer drains")
     await asyncio.gather(server.drain(), worker.drain())
     await model.close()
-    await store.close()
+    await stores.connection.close()
     await cache.close()
     _log.info("scorer stopped")
 
@@ -79,9 +80,9 @@ def main(settings: ScorerSettings | None = None) -> None:
     metrics.expose(registry, settings.metrics_listen)
 
     async def run() -> None:
-        store = RedisSuperBatchStore.from_url(settings.queue_url)
+        stores = open_redis_stores(settings.queue_url)
         cache = RedisEmbeddingCache.from_settings(settings)
-        await serve(settings, store, cache, reference_model(settings, counts), counts, stop_on_signals())
+        await serve(settings, stores, cache, reference_model(settings, counts), counts, stop_on_signals())
 
     asyncio.run(run())
     tracing.stop()

@@ -79,7 +79,7 @@ class Scoring:
         for row, key in enumerate(shard.keys):
             first_rows.setdefault(key, row)
         keys = list(first_rows)
-        cache = self.cache.of_job(shard.job)
+        cache = self.cache.for_tenant_of(shard.job)
         owner, inferred, pause_s = secrets.token_hex(8), 0, FIRST_PAUSE_S
         with tracing.span("scorer.cache"):
             values = await cache.get(self.reference, keys)
@@ -108,7 +108,7 @@ class Scoring:
         finally:
             renewing.cancel()
             try:
-                await cache.give_back(self.reference, keys, owner=owner)
+                await cache.release_leases(self.reference, keys, owner=owner)
             except StoreUnavailable as error:
                 _log.warning("leases are left to expire", count=len(keys), error=str(error))
 

@@ -20,7 +20,14 @@ from jest_wire import tracing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jest_server.domain.ports import EmbeddingCache, ExampleSources, ReferenceModel, SuperBatchStore
+    from jest_server.domain.ports import (
+        DecisionLog,
+        EmbeddingCache,
+        ExampleSources,
+        JobStore,
+        ReferenceModel,
+        ShardQueue,
+    )
     from jest_server.domain.shards import Claim
     from jest_server.runtime.metrics import ScorerMetrics
     from jest_server.runtime.settings import ScorerSettings
@@ -41,14 +48,18 @@ class Worker:
 
     def __init__(
         self,
-        store: SuperBatchStore,
+        jobs: JobStore,
+        queue: ShardQueue,
+        decisions: DecisionLog,
         cache: EmbeddingCache,
         model: ReferenceModel,
         settings: ScorerSettings,
         metrics: ScorerMetrics,
         sources: ExampleSources | None = None,
     ) -> None:
-        self._store = store
+        self._jobs = jobs
+        self._queue = queue
+        self._decisions = decisions
         self._cache = cache
         self._model = model
         self._settings = settings
@@ -84,15 +95,15 @@ class Worker:
             self._scoring = Scoring(
                 self._cache, self._model, reference, self._settings.inference_lease_s, self._sources
             )
-        await self._store.announce_reference(reference, ttl_s=ANNOUNCE_LIVES * self._settings.announce_interval_s)
+        await self._jobs.announce_reference(reference, ttl_s=ANNOUNCE_LIVES * self._settings.announce_interval_s)
         self._metrics.reference_ready.set(1)
         self._ready.set()
 
-    async def take_over(self) -> None:
+    async def reclaim_stale(self) -> None:
         """Takes over shards that another scorer left behind; those that outlived too many scorers are set aside."""
         if self._scoring is None or not self.ready or self._slots.locked() or self._room.locked():
             return
-        claims = await self._store.reclaim(
+        claims = await self._queue.reclaim(
             self._settings.consumer, self._scoring.reference, idle_s=self._settings.reclaim_idle_s, count=1
         )
         for claim in claims:
@@ -105,10 +116,10 @@ class Worker:
                 await self._acquire()
                 self._begin(claim)
 
-    async def keep_hold(self) -> None:
+    async def heartbeat_claims(self) -> None:
         """Tells the queue that this scorer is alive and at work on what it holds."""
         if self._in_hand:
-            await self._store.keep(self._settings.consumer, list(self._in_hand.values()))
+            await self._queue.heartbeat(self._settings.consumer, list(self._in_hand.values()))
 
     async def run(self) -> None:
         """Claims and scores, for ever."""
@@ -118,7 +129,7 @@ class Worker:
             claims: list[Claim] = []
             try:
                 assert self._scoring is not None, "who is ready has a model"
-                claims = await self._store.claim(
+                claims = await self._queue.claim(
                     self._settings.consumer, self._scoring.reference, count=1, block_s=CLAIM_BLOCK_S
                 )
             except StoreUnavailable as error:
@@ -141,7 +152,7 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         left = list(self._in_hand.values())
         if left:
-            await self._store.release(self._settings.consumer, left)
+            await self._queue.release(self._settings.consumer, left)
             _log.info("shards given back", count=len(left))
 
     async def _acquire(self) -> None:
@@ -209,7 +220,7 @@ class Worker:
                         span.set_attribute("jest.inferred", result.inferred)
                         span.set_attribute("jest.cache_hits", len(result.keys) - result.inferred)
                     with tracing.span("scorer.complete"):
-                        await self._store.complete(claim, result)
+                        await self._queue.complete(claim, result)
             except StoreUnavailable as error:
                 _log.warning("store does not answer", error=str(error))
                 await asyncio.sleep(STORE_RETRY_S)
@@ -234,17 +245,12 @@ class Worker:
 
     async def _set_aside(self, claim: Claim, reason: str, detail: str) -> None:
         shard = claim.shard
-        letter = DeadLetter(
-            job=shard.job,
-            super_batch_id=shard.super_batch_id,
-            reason=reason,
-            detail=f"shard {shard.shard_id}: {detail}",
-            at_s=time.time(),
-        )
+        detail_of_shard = f"shard {shard.shard_id}: {detail}"
+        letter = DeadLetter.of(shard.ref, reason=reason, detail=detail_of_shard, at_s=time.time())
         with tracing.span("scorer.set_aside", parent=shard.traceparent, kind="consumer") as span:
             if span is not None:
                 span.set_attributes(self._attributes(claim) | {"jest.reason": reason, "jest.detail": detail})
-            is_first = await self._store.dead_letter(letter)
+            is_first = await self._decisions.dead_letter(letter)
         if is_first:
             self._metrics.dead_letters.labels(reason).inc()
         self._metrics.shards.labels("dead_lettered").inc()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,20 +15,28 @@ from jest_server.runtime import logs, metrics
 from jest_server.runtime.grpc_server import GrpcServer
 from jest_server.runtime.lifecycle import background, every, stop_on_signals, tune_for_latency
 from jest_server.runtime.settings import SelectorSettings
-from jest_server.selector.decide.decision_maker import Decider
+from jest_server.selector.decide.decision_inputs import DecisionInputs
+from jest_server.selector.decide.decision_maker import DecisionMaker
+from jest_server.selector.decide.decision_tasks import DecisionTasks
 from jest_server.selector.decide.scheduler import SelectionScheduler
-from jest_server.selector.decide.select import Selections
-from jest_server.selector.intake.submit import Submissions
-from jest_server.selector.learner_outputs.pending import Assemblies
+from jest_server.selector.decide.select_sub_batch import SelectSubBatch
+from jest_server.selector.decide.wakeups import Wakeups
+from jest_server.selector.intake.quotas import Quotas
+from jest_server.selector.intake.submit import SubmitSuperBatch
+from jest_server.selector.intake.uploads import UploadExamples
+from jest_server.selector.learner_outputs.pending_selections import PendingSelections
+from jest_server.selector.learner_outputs.receive import LearnerReceiver
+from jest_server.selector.learner_outputs.submitted_rows import SubmittedRows
+from jest_server.selector.maintenance import Maintenance
 from jest_server.selector.service import JobServicer, SelectionServicer
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from jest_server.stores.tiered_cache import with_embedding_files
-from jest_server.use_cases.jobs import Jobs
+from jest_server.use_cases.jobs import JobRegistry
 from jest_wire import tracing
 
 if TYPE_CHECKING:
-    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
+    from jest_server.domain.ports import EmbeddingCache, Stores
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -38,62 +45,70 @@ SERVICES = tuple(
 _log = logs.get_logger()
 
 
-async def serve(settings: SelectorSettings, store: SuperBatchStore, cache: EmbeddingCache, stop: asyncio.Event) -> None:
-    """Runs the selector on the given store and cache until ``stop`` is set, then drains."""
+async def serve(settings: SelectorSettings, stores: Stores, cache: EmbeddingCache, stop: asyncio.Event) -> None:
+    """Run the selector on the given stores and cache until `stop` is set, then drain."""
     registry = CollectorRegistry()
     counts = metrics.SelectorMetrics(registry, max_jobs=settings.metrics_jobs)
     cache = with_embedding_files(cache, settings, counts.embedding_files)
-    assemblies = Assemblies(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
-    jobs = Jobs(store, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant)
+    jobs = JobRegistry(
+        stores.jobs, max_world_size=settings.max_world_size, max_jobs_per_tenant=settings.max_jobs_per_tenant
+    )
+    selections = PendingSelections(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
+    super_batches, decisions = stores.super_batches, stores.decisions
+    quotas = Quotas(super_batches, settings)
+    wakeups = Wakeups(super_batches)
     scheduler = SelectionScheduler(settings.compute_threads)
-    keep = Retention(settings.decision_keep_s, settings.decisions_kept)
-    decider = Decider(store, cache, jobs, scheduler, counts, device=_device(settings.device), keep=keep)
-    selections = Selections(store, jobs, assemblies, decider, counts)
+    keep, device = Retention(settings.decision_keep_s, settings.decisions_kept), _device(settings.device)
+    inputs = DecisionInputs(super_batches, decisions, cache, wakeups)
+    maker = DecisionMaker(decisions, jobs, inputs, scheduler, counts, device=device, keep=keep)
+    tasks = DecisionTasks(selections, maker)
+    receiver = LearnerReceiver(SubmittedRows(super_batches, decisions), selections, settings)
+    maintenance = Maintenance(stores, cache, selections, counts)
     server = GrpcServer(settings, counts.rpc, max_message_bytes=settings.max_message_bytes)
-    submissions = Submissions(store, cache, jobs, settings)
     selection_pb2_grpc.add_SelectionServiceServicer_to_server(
-        SelectionServicer(submissions, selections, assemblies, settings, server.rates), server.server
+        SelectionServicer(
+            SubmitSuperBatch(super_batches, decisions, cache, jobs, quotas, settings),
+            UploadExamples(super_batches, decisions, jobs, quotas, settings, selections.receiving),
+            SelectSubBatch(decisions, jobs, receiver, tasks, counts),
+            settings,
+            server.rates,
+        ),
+        server.server,
     )
     jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs), server.server)
 
     async def watch() -> None:
         try:
-            await store.ping()
+            await stores.connection.ping()
             await cache.ping()
         except Exception:
             await server.set_ready(ready=False)
             raise
         await server.set_ready(ready=True)
-        counts.queue_depth.set(await store.queue_depth())
-        counts.queue_age.set(await store.oldest_queued_age_s(now_s=time.time()))
-        counts.assemblies.set(len(assemblies))
-        counts.held_bytes.set(assemblies.held_bytes)
-
-    async def watch_memory() -> None:
-        counts.observe_memory(await store.memory(), await cache.stats())
+        await maintenance.observe_work()
 
     port = await server.start(SERVICES)
     metrics_port = metrics.expose(registry, settings.metrics_listen)
-    _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(_device(settings.device)))
+    _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(device))
     async with background(
-        decider.listen,
-        partial(every, settings.sweep_interval_s, selections.sweep, name="sweep"),
-        partial(every, settings.sweep_interval_s, selections.forget_ended_jobs, name="forget ended jobs"),
+        wakeups.listen,
+        partial(every, settings.sweep_interval_s, maintenance.dead_letter_stale, name="sweep"),
+        partial(every, settings.sweep_interval_s, maintenance.forget_ended_jobs, name="forget ended jobs"),
         partial(every, 1.0, watch, name="watch"),
-        partial(every, settings.sweep_interval_s, watch_memory, name="watch memory"),
+        partial(every, settings.sweep_interval_s, maintenance.observe_memory, name="watch memory"),
     ):
         await stop.wait()
         _log.info("selector drains")
         await server.drain()
-    await selections.close()
+    await tasks.close()
     scheduler.close()
-    await store.close()
+    await stores.connection.close()
     await cache.close()
     _log.info("selector stopped")
 
 
 def main(settings: SelectorSettings | None = None) -> None:
-    """Runs the selector on Redis."""
+    """Run the selector on Redis."""
     settings = settings or SelectorSettings()
     logs.configure(process="selector", log_format=settings.log_format, level=settings.log_level)
     if settings.tracing:
@@ -101,9 +116,9 @@ def main(settings: SelectorSettings | None = None) -> None:
     tune_for_latency()
 
     async def run() -> None:
-        store = RedisSuperBatchStore.from_url(settings.queue_url)
+        stores = open_redis_stores(settings.queue_url)
         cache = RedisEmbeddingCache.from_settings(settings)
-        await serve(settings, store, cache, stop_on_signals())
+        await serve(settings, stores, cache, stop_on_signals())
 
     asyncio.run(run())
     tracing.stop()

@@ -7,60 +7,62 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
+from jest_server.domain.ports import EmbeddingCache
 from jest_server.domain.tenants import SEPARATOR, owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jest_server.domain.ports import EmbeddingCache
     from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.storage import CacheStats, Lease
 
 
-class TenantCache:
+class TenantCache(EmbeddingCache):
     """A cache under example keys that no other tenant can have: no tenant's name holds the separator."""
 
     def __init__(self, cache: EmbeddingCache, tenant: str) -> None:
         self._cache = cache
         self._prefix = f"{tenant}{SEPARATOR}"
 
-    def of_job(self, job: str) -> EmbeddingCache:
-        """See the port."""
-        return self._cache.of_job(job)
+    @override
+    def for_tenant_of(self, job: str) -> EmbeddingCache:
+        return self._cache.for_tenant_of(job)
 
+    @override
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
-        """See the port."""
         return await self._cache.get(reference, self._own(keys))
 
+    @override
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
-        """See the port."""
         kept = await self._cache.put(reference, {self._prefix + key: value for key, value in values.items()})
         return {key.removeprefix(self._prefix): value for key, value in kept.items()}
 
+    @override
     async def take(
         self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
     ) -> list[bytes | Lease]:
-        """See the port."""
         return await self._cache.take(reference, self._own(keys), owner=owner, ttl_s=ttl_s)
 
+    @override
     async def renew(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float) -> None:
-        """See the port."""
         await self._cache.renew(reference, self._own(keys), owner=owner, ttl_s=ttl_s)
 
-    async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
-        """See the port."""
-        await self._cache.give_back(reference, self._own(keys), owner=owner)
+    @override
+    async def release_leases(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
+        await self._cache.release_leases(reference, self._own(keys), owner=owner)
 
+    @override
     async def stats(self) -> CacheStats:
-        """See the port."""
         return await self._cache.stats()
 
+    @override
     async def ping(self) -> None:
-        """See the port."""
         await self._cache.ping()
 
+    @override
     async def close(self) -> None:
-        """See the port."""
         await self._cache.close()
 
     def _own(self, keys: Sequence[str]) -> list[str]:

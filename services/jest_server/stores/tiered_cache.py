@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
+from jest_server.domain.ports import EmbeddingCache
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jest_server.domain.ports import EmbeddingCache
     from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.storage import CacheStats, Lease
     from jest_server.runtime.metrics import EmbeddingFileMetrics
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from jest_server.stores.embedding_files.files import EmbeddingFiles
 
 
-class TieredEmbeddingCache:
+class TieredEmbeddingCache(EmbeddingCache):
     """What the first tier lacks is looked up in files and kept in the first tier, whose precision is everyone's.
 
     All that is not ``get`` is the first tier's.
@@ -25,12 +28,13 @@ class TieredEmbeddingCache:
         self._first = first
         self._files = files
 
-    def of_job(self, job: str) -> EmbeddingCache:
-        """See the port. The files are the deployment's own: all jobs may know them."""
-        return TieredEmbeddingCache(self._first.of_job(job), self._files)
+    @override
+    def for_tenant_of(self, job: str) -> EmbeddingCache:
+        """The files are the deployment's own: all jobs may know them."""
+        return TieredEmbeddingCache(self._first.for_tenant_of(job), self._files)
 
+    @override
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
-        """See the port."""
         values = await self._first.get(reference, keys)
         lacking = list(dict.fromkeys(key for key, value in zip(keys, values, strict=True) if value is None))
         read = zip(lacking, await self._files.get(reference, lacking), strict=True)
@@ -41,34 +45,36 @@ class TieredEmbeddingCache:
         kept = await self._first.put(reference, found)
         return [kept.get(key) if value is None else value for key, value in zip(keys, values, strict=True)]
 
+    @override
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
-        """See the port."""
         return await self._first.put(reference, values)
 
+    @override
     async def take(
         self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
     ) -> list[bytes | Lease]:
-        """See the port. Files are looked into by ``get``, which comes before: what they have is in the first tier."""
+        """Files are looked into by ``get``, which comes before: what they have is in the first tier."""
         return await self._first.take(reference, keys, owner=owner, ttl_s=ttl_s)
 
+    @override
     async def renew(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float) -> None:
-        """See the port."""
         await self._first.renew(reference, keys, owner=owner, ttl_s=ttl_s)
 
-    async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
-        """See the port."""
-        await self._first.give_back(reference, keys, owner=owner)
+    @override
+    async def release_leases(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
+        await self._first.release_leases(reference, keys, owner=owner)
 
+    @override
     async def stats(self) -> CacheStats:
-        """See the port."""
         return await self._first.stats()
 
+    @override
     async def ping(self) -> None:
-        """See the port. Files that are away stop nobody."""
+        """Files that are away stop nobody."""
         await self._first.ping()
 
+    @override
     async def close(self) -> None:
-        """See the port."""
         await self._files.close()
         await self._first.close()
 

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 from jest_server.domain.errors import InvalidField, JobConflict, JobUnknown, QueueFull, ReferenceUnavailable
 from jest_server.domain.policies import policy_of
-from jest_server.domain.tenants import prefix_of
+from jest_server.domain.tenants import prefix, prefix_of, scoped, unscoped
 
 if TYPE_CHECKING:
     from jest_server.domain.jobs import Counters, Job, JobSpec
-    from jest_server.domain.ports import SuperBatchStore
+    from jest_server.domain.ports import JobStore
     from jest_server.domain.references import ReferenceInfo
 
 REFERENCE_RETRY_S = 2.0
 JOBS_RETRY_S = 10.0
 
 
-class Jobs:
+class JobRegistry:
     """Creates, finds and deletes jobs."""
 
-    def __init__(self, store: SuperBatchStore, *, max_world_size: int, max_jobs_per_tenant: int = 1000) -> None:
+    def __init__(self, store: JobStore, *, max_world_size: int, max_jobs_per_tenant: int = 1000) -> None:
         self._store = store
         self._max_jobs_per_tenant = max_jobs_per_tenant
         self._max_world_size = max_world_size
@@ -65,11 +65,11 @@ class Jobs:
 
     async def _require_room(self, name: str) -> None:
         """Refuses a new job of a tenant that has enough; several at the same moment may all be let in."""
-        prefix = prefix_of(name)
+        of_tenant = prefix_of(name)
         if await self._store.get_job(name) is not None:
             return
-        held = await self._store.list_jobs(after=prefix, limit=self._max_jobs_per_tenant)
-        if sum(job.spec.name.startswith(prefix) for job in held) >= self._max_jobs_per_tenant:
+        held = await self._store.list_jobs(after=of_tenant, limit=self._max_jobs_per_tenant)
+        if sum(job.spec.name.startswith(of_tenant) for job in held) >= self._max_jobs_per_tenant:
             raise QueueFull(
                 f"there are {self._max_jobs_per_tenant} jobs, the limit (JEST_MAX_JOBS_PER_TENANT): delete some",
                 {"job": name, "limit": "JEST_MAX_JOBS_PER_TENANT"},
@@ -111,9 +111,14 @@ class Jobs:
             )
         return reference
 
-    async def list(self, *, after: str, limit: int) -> list[Job]:
-        """Returns up to ``limit`` jobs that sort after ``after``, in order of name."""
-        return await self._store.list_jobs(after=after, limit=limit)
+    async def list(self, *, after: str, limit: int) -> tuple[list[Job], str | None]:
+        """Return up to `limit` of the caller's jobs whose names sort after `after`, in order of name.
+
+        With them goes the name after which the next page starts; None after the last page.
+        """
+        found = await self._store.list_jobs(after=scoped(after), limit=limit + 1)
+        own = [job for job in found if job.spec.name.startswith(prefix())]
+        return own[:limit], unscoped(own[limit - 1].spec.name) if len(own) > limit else None
 
     async def delete(self, name: str) -> bool:
         """Forgets a job and all that belongs to it; False if there was none."""

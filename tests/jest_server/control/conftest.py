@@ -14,8 +14,8 @@ from jest_server.runtime.metrics import ControlMetrics
 from jest_server.runtime.security.rate import CallRates
 from jest_server.runtime.settings import ControlSettings
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
-from jest_server.stores.memory.super_batches import MemorySuperBatchStore
-from jest_server.use_cases.jobs import Jobs
+from jest_server.stores.memory.stores import open_memory_stores
+from jest_server.use_cases.jobs import JobRegistry
 from support.super_batches import REFERENCE, spec
 
 
@@ -23,12 +23,12 @@ class Control:
     """What a test of the service touches."""
 
     def __init__(self) -> None:
-        self.store = MemorySuperBatchStore()
+        self.stores = open_memory_stores()
         self.cache = MemoryEmbeddingCache()
         self.registry = CollectorRegistry()
         self.is_stopping = False
-        self.jobs = Jobs(self.store, max_world_size=64)
-        self.app = create_app(self.store, self.cache, self.jobs, stopping=lambda: self.is_stopping)
+        self.jobs = JobRegistry(self.stores.jobs, max_world_size=64)
+        self.app = create_app(self.stores, self.cache, self.jobs, stopping=lambda: self.is_stopping)
         self.options = {"rates": CallRates(ControlSettings())}
 
     def client(self):
@@ -40,8 +40,8 @@ class Control:
 @pytest.fixture
 async def control():
     control = Control()
-    await control.store.announce_reference(REFERENCE, ttl_s=60)
-    await control.store.create_job(spec("job", max_in_flight=2), now_s=time.time())
+    await control.stores.jobs.announce_reference(REFERENCE, ttl_s=60)
+    await control.stores.jobs.create_job(spec("job", max_in_flight=2), now_s=time.time())
     return control
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from jest_server.domain.errors import StoreUnavailable
+from jest_server.domain.super_batches import SuperBatchRef
 from support.super_batches import REFERENCE, decision, letter, result_of, spec, submit, upload
 
 SPEC = {"name": "new", "reference_model": "ref", "policy": {"filter_ratio": "0.8", "num_chunks": 4}}
@@ -30,7 +31,7 @@ async def test_a_job_is_registered_once_and_the_same_spec_again_changes_nothing(
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json()
     assert first.json()["reference"]["version"] == "1"
-    assert (await control.store.get_job("new")).spec.policy.filter_ratio == "0.8"
+    assert (await control.stores.jobs.get_job("new")).spec.policy.filter_ratio == "0.8"
 
 
 async def test_the_name_of_another_spec_is_a_conflict(client):
@@ -59,7 +60,7 @@ async def test_a_spec_that_cannot_be_names_field_value_and_expectation(client, c
     found = await problem(client.post("/v1/jobs", json=SPEC | change), 400, "INVALID_FIELD")
     assert [violation["field"] for violation in found["violations"]] == [field]
     assert says in found["detail"]
-    assert await control.store.get_job("new") is None
+    assert await control.stores.jobs.get_job("new") is None
 
 
 @pytest.mark.parametrize("body", ["", "{", "[" * 10_000, '{"a":' * 5_000, "null", '"text"', "\x00"])
@@ -76,7 +77,7 @@ async def test_a_model_that_nobody_serves_tells_when_to_come_back(client):
 
 async def test_pages_of_jobs_together_name_every_job_once(client, control):
     for name in ("a", "b", "c"):
-        await control.store.create_job(spec(name), now_s=1.0)
+        await control.stores.jobs.create_job(spec(name), now_s=1.0)
     names, after = [], ""
     while after is not None:
         page = (await client.get("/v1/jobs", params={"limit": 2, "after": after})).json()
@@ -86,7 +87,7 @@ async def test_pages_of_jobs_together_name_every_job_once(client, control):
 
 
 async def test_a_job_tells_its_accounts(client, control):
-    await submit(control.store, "job")
+    await submit(control.stores, "job")
     found = (await client.get("/v1/jobs/job")).json()
     assert (found["counters"]["submitted"], found["counters"]["in_flight"]) == (1, 1)
     assert found["reference"]["name"] == "ref"
@@ -103,8 +104,8 @@ async def test_a_deleted_job_is_gone(client):
 
 async def test_decisions_are_listed_without_positions_and_told_whole_one_by_one(client, control):
     for number in range(3):
-        await submit(control.store, "job", f"sb-{number}")
-        await control.store.decide(decision("job", f"sb-{number}"), keep_s=60 + number)
+        await submit(control.stores, "job", f"sb-{number}")
+        await control.stores.decisions.decide(decision("job", f"sb-{number}"), keep_s=60 + number)
     first = (await client.get("/v1/jobs/job/decisions", params={"limit": 2})).json()
     last = (await client.get("/v1/jobs/job/decisions", params={"limit": 2, "before": first["next_before"]})).json()
     assert [d["super_batch_id"] for page in (first, last) for d in page["decisions"]] == ["sb-2", "sb-1", "sb-0"]
@@ -119,8 +120,8 @@ async def test_decisions_are_listed_without_positions_and_told_whole_one_by_one(
 
 
 async def dead(control, name="sb"):
-    await submit(control.store, "job", name)
-    await control.store.dead_letter(letter("job", name))
+    await submit(control.stores, "job", name)
+    await control.stores.decisions.dead_letter(letter("job", name))
 
 
 async def test_dead_letters_are_listed_looked_at_and_dropped(client, control):
@@ -136,21 +137,21 @@ async def test_dead_letters_are_listed_looked_at_and_dropped(client, control):
 async def test_a_requeued_dead_letter_is_in_flight_for_the_model_as_it_is_served_now(client, control):
     await dead(control)
     newer = REFERENCE.model_copy(update={"version": "2"})
-    await control.store.announce_reference(newer, ttl_s=60)
+    await control.stores.jobs.announce_reference(newer, ttl_s=60)
     answer = (await client.post("/v1/jobs/job/dead-letters/sb/requeue")).json()
     assert (answer["super_batch_id"], answer["reference_version"]) == ("sb", "2")
-    assert (await control.store.get_super_batch("job", "sb")).reference == newer
+    assert (await control.stores.super_batches.get_super_batch(SuperBatchRef("job", "sb"))).reference == newer
     await problem(client.post("/v1/jobs/job/dead-letters/sb/requeue"), 404, "DEAD_LETTER_UNKNOWN")
 
 
 async def test_a_dead_letter_that_cannot_be_requeued_says_why(client, control):
     await dead(control)
     for number in range(2):
-        await submit(control.store, "job", f"sb-{number}")
+        await submit(control.stores, "job", f"sb-{number}")
     found = await problem(client.post("/v1/jobs/job/dead-letters/sb/requeue"), 429, "QUEUE_FULL")
     assert "reach the limit of 2 (max_in_flight)" in found["detail"]
     assert found["metadata"]["limit"] == "max_in_flight"
-    control.store._jobs["job"].set_aside.clear()
+    control.stores.connection.jobs["job"].kept_inputs.clear()
     await problem(client.post("/v1/jobs/job/dead-letters/sb/requeue"), 409, "NOT_KEPT")
 
 
@@ -158,7 +159,7 @@ async def test_a_dead_letter_that_cannot_be_requeued_says_why(client, control):
 
 
 async def test_references_tell_which_version_new_super_batches_get(client, control):
-    await control.store.announce_reference(REFERENCE.model_copy(update={"version": "2"}), ttl_s=60)
+    await control.stores.jobs.announce_reference(REFERENCE.model_copy(update={"version": "2"}), ttl_s=60)
     found = (await client.get("/v1/references")).json()["references"]
     assert [(r["reference"]["version"], r["served"], r["current"]) for r in found] == [
         ("2", True, True),
@@ -168,13 +169,13 @@ async def test_references_tell_which_version_new_super_batches_get(client, contr
 
 async def test_the_queue_tells_its_depth_age_and_lines(client, control):
     assert (await client.get("/v1/queue")).json() == {"shards": 0, "oldest_age_s": 0.0, "lines": []}
-    await submit(control.store, "job")
-    await upload(control.store, "job", shards=3)
-    (claim,) = await control.store.claim("c", REFERENCE, count=1, block_s=0)
+    await submit(control.stores, "job")
+    await upload(control.stores, "job", shards=3)
+    (claim,) = await control.stores.queue.claim("c", REFERENCE, count=1, block_s=0)
     found = (await client.get("/v1/queue")).json()
     assert found["shards"] == 3
     assert found["lines"] == [{"model": "ref", "version": "1", "waiting": {"job": 2}, "scoring": 1}]
-    await control.store.complete(claim, result_of(claim))
+    await control.stores.queue.complete(claim, result_of(claim))
     assert (await client.get("/v1/queue")).json()["shards"] == 2
 
 
@@ -223,8 +224,8 @@ async def test_a_store_that_is_away_is_told(client, control, monkeypatch):
     async def away():
         raise StoreUnavailable("the queue does not answer", retry_after_s=0.5)
 
-    monkeypatch.setattr(control.store, "ping", away)
-    monkeypatch.setattr(control.store, "queue_depth", away)
+    monkeypatch.setattr(control.stores.connection, "ping", away)
+    monkeypatch.setattr(control.stores.queue, "depth", away)
     for path in ("/readyz", "/v1/queue"):
         answer = await client.get(path)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -243,7 +244,7 @@ async def test_a_fault_of_ours_tells_nothing_of_it(client, control, monkeypatch)
     async def fault():
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(control.store, "lines", fault)
+    monkeypatch.setattr(control.stores.queue, "queue_states", fault)
     found = await problem(client.get("/v1/queue"), 500, "INTERNAL")
     assert "secret" not in str(found)
 

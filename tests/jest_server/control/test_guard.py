@@ -56,13 +56,16 @@ async def test_tenants_have_job_names_of_their_own(control, tokens):
             assert answer.json()["spec"]["name"] == "mine"
             listed = (await client.get("/v1/jobs", headers=bearer(tokens[tenant]))).json()["jobs"]
             assert [(job["spec"]["name"], job["spec"]["seed"]) for job in listed] == [("mine", seed)]
-    assert {job.spec.name for job in await control.store.list_jobs(after="", limit=9)} >= {"red~mine", "blue~mine"}
+    assert {job.spec.name for job in await control.stores.jobs.list_jobs(after="", limit=9)} >= {
+        "red~mine",
+        "blue~mine",
+    }
 
 
 async def test_another_tenants_job_is_not_found_whatever_is_asked_of_it(control, tokens):
-    await control.store.create_job(spec("red~secret"), now_s=1.0)
-    await submit(control.store, "red~secret")
-    await control.store.dead_letter(letter("red~secret"))
+    await control.stores.jobs.create_job(spec("red~secret"), now_s=1.0)
+    await submit(control.stores, "red~secret")
+    await control.stores.decisions.dead_letter(letter("red~secret"))
     headers = bearer(tokens["blue"])
     async with control.client() as client:
         for name in ("secret", "nothing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import grpc
 import pytest
@@ -14,13 +15,14 @@ from jest_server.local.process import free_port
 from jest_server.runtime.health import LIVENESS
 from jest_server.runtime.settings import ControlSettings
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
-from jest_server.stores.memory.super_batches import MemorySuperBatchStore
+from jest_server.stores.memory.state import MemoryState
+from jest_server.stores.memory.stores import open_memory_stores
 from support.polling import wait_for
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class MovableStore(MemorySuperBatchStore):
+class MovableServer(MemoryState):
     """Can be out of reach."""
 
     away = False
@@ -31,13 +33,13 @@ class MovableStore(MemorySuperBatchStore):
 
 
 @pytest.fixture
-async def store():
-    """The store of a service that runs until the test ends."""
-    return MovableStore()
+async def server():
+    """The server behind the stores of a service that runs until the test ends."""
+    return MovableServer()
 
 
 @pytest.fixture
-async def ask(store):
+async def ask(server):
     port, stop = free_port(), asyncio.Event()
     settings = ControlSettings(
         listen="127.0.0.1:0",
@@ -45,7 +47,8 @@ async def ask(store):
         health_listen=f"127.0.0.1:{port}",
         drain_delay_s=0,
     )
-    running = asyncio.create_task(serve(settings, store, MemoryEmbeddingCache(), stop))
+    stores = dataclasses.replace(open_memory_stores(), connection=server)
+    running = asyncio.create_task(serve(settings, stores, MemoryEmbeddingCache(), stop))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
 
@@ -65,7 +68,7 @@ async def test_control_tells_probes_that_it_can_answer(ask):
     await wait_for(ready)
 
 
-async def test_a_store_that_is_away_makes_control_unready_and_leaves_it_alive(ask, store):
+async def test_a_store_that_is_away_makes_control_unready_and_leaves_it_alive(ask, server):
     async def ready():
         return await ask("") == SERVING
 
@@ -73,8 +76,8 @@ async def test_a_store_that_is_away_makes_control_unready_and_leaves_it_alive(as
         return await ask("") == NOT_SERVING
 
     await wait_for(ready)
-    store.away = True
+    server.away = True
     await wait_for(unready)
     assert await ask(LIVENESS) == SERVING
-    store.away = False
+    server.away = False
     await wait_for(ready)

@@ -14,9 +14,9 @@ from jest_server.control.app import create_app
 from jest_server.local.jest_process import OwnHttpProcess
 from jest_server.runtime.security.tokens import new_token
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
-from jest_server.stores.memory.super_batches import MemorySuperBatchStore
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
-from jest_server.use_cases.jobs import Jobs
+from jest_server.stores.memory.stores import open_memory_stores
+from jest_server.stores.redis.stores import open_redis_stores
+from jest_server.use_cases.jobs import JobRegistry
 from support.servers import queue_kinds, queue_server_of
 from support.super_batches import REFERENCE, decision, letter, spec, submit
 
@@ -29,15 +29,15 @@ THOROUGH = settings(
 
 async def fill(url, prefix=""):
     """Puts something behind every path."""
-    store = RedisSuperBatchStore.from_url(url)
-    await store.announce_reference(REFERENCE, ttl_s=3600)
+    stores = open_redis_stores(url)
+    await stores.jobs.announce_reference(REFERENCE, ttl_s=3600)
     job = f"{prefix}siglip-base-1"
-    await store.create_job(spec(job), now_s=1.0)
+    await stores.jobs.create_job(spec(job), now_s=1.0)
     for name in ("0-00000017", "decided", "dead"):
-        await submit(store, job, name)
-    await store.decide(decision(job, "0-00000017"), keep_s=3600)
-    await store.dead_letter(letter(job, "dead"))
-    await store.close()
+        await submit(stores, job, name)
+    await stores.decisions.decide(decision(job, "0-00000017"), keep_s=3600)
+    await stores.decisions.dead_letter(letter(job, "dead"))
+    await stores.connection.close()
 
 
 @contextmanager
@@ -56,8 +56,10 @@ def running(folder, **more):
 
 def described(*, needs_token):
     """What the service says of itself, wherever it runs."""
-    store = MemorySuperBatchStore()
-    app = create_app(store, MemoryEmbeddingCache(), Jobs(store, max_world_size=4096), needs_token=needs_token)
+    stores = open_memory_stores()
+    app = create_app(
+        stores, MemoryEmbeddingCache(), JobRegistry(stores.jobs, max_world_size=4096), needs_token=needs_token
+    )
     return schemathesis.openapi.from_dict(app.openapi())
 
 

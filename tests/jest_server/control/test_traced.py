@@ -51,7 +51,7 @@ async def test_a_failure_nobody_foresaw_is_in_the_trace(traced_client, collector
     async def fail(**_):
         raise ZeroDivisionError("of a store")
 
-    monkeypatch.setattr(control.store, "list_jobs", fail)
+    monkeypatch.setattr(control.stores.jobs, "list_jobs", fail)
     assert (await traced_client.get("/v1/jobs")).status_code == 500
     tracing.stop()
     (span,) = collector.spans()

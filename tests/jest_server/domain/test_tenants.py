@@ -25,7 +25,7 @@ async def test_a_tenant_is_entered_for_one_task_alone():
 
 async def test_without_tenants_names_are_what_they_are():
     assert (tenants.scoped("job"), tenants.unscoped("job"), tenants.prefix()) == ("job", "job", "")
-    assert tenants.in_their_words("job 'a~b'") == "job 'a~b'"
+    assert tenants.unscoped_text("job 'a~b'") == "job 'a~b'"
 
 
 @given(tenant=names, other=names, job=names, other_job=names)
@@ -52,6 +52,6 @@ def test_no_client_can_write_another_tenants_name(name):
 
 async def test_what_a_tenant_reads_has_its_own_names():
     words = await asyncio.create_task(
-        as_tenant("vision", lambda: tenants.in_their_words("job 'vision~a' is not 'speech~a'"))
+        as_tenant("vision", lambda: tenants.unscoped_text("job 'vision~a' is not 'speech~a'"))
     )
     assert words == "job 'a' is not 'speech~a'"

@@ -17,13 +17,13 @@ from jest_server.domain.jobs import JobSpec
 from jest_server.domain.policies import PolicySpec
 from jest_server.domain.references import ReferenceInfo, ReferenceInput
 from jest_server.domain.shards import Shard
-from jest_server.domain.super_batches import Limits, Submission
+from jest_server.domain.super_batches import Limits, Submission, SuperBatchRef
 from jest_server.runtime.metrics import ScorerMetrics
 from jest_server.runtime.settings import ScorerSettings
 from jest_server.scorer.worker import Worker
 from jest_server.stores import blobs
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 
 WIDTH = 4
 
@@ -73,7 +73,7 @@ class Bench:
     """Everything a test of the worker touches."""
 
     def __init__(self, url: str) -> None:
-        self.store = RedisSuperBatchStore.from_url(f"{url}/0")
+        self.stores = open_redis_stores(f"{url}/0")
         self.cache = RedisEmbeddingCache.from_url(f"{url}/1")
         self.model = ObedientModel()
         self.job = f"job-{uuid.uuid4().hex[:8]}"
@@ -82,7 +82,7 @@ class Bench:
     async def queue(self, keys, *, version=None, features=None, values=None, traceparent=""):
         """Puts a super-batch of one shard in flight and returns its id."""
         info = await self.model.info()
-        await self.store.create_job(
+        await self.stores.jobs.create_job(
             JobSpec(name=self.job, reference_model="ref", policy=PolicySpec(sub_batch_size=16)), now_s=time.time()
         )
         super_batch_id = f"sb-{next(self._ids)}"
@@ -95,7 +95,7 @@ class Bench:
             keys=tuple(keys),
             digest="d",
         )
-        await self.store.submit(submission, limits=Limits(), ttl_s=60, now_s=time.time())
+        await self.stores.super_batches.submit(submission, limits=Limits(), ttl_s=60, now_s=time.time())
         array = np.array(values if values is not None else range(len(keys)), np.int64)
         packed = blobs.pack({"tensors": [{"name": "x", "datatype": "INT64", "shape": array.shape}]}, array.data)
         shard = Shard(
@@ -109,25 +109,27 @@ class Bench:
             traceparent=traceparent,
         )
         positions = tuple(range(len(keys)))
-        await self.store.add_upload(
-            self.job, super_batch_id, 0, digest="u", positions=positions, shards=[shard], limits=Limits()
+        await self.stores.super_batches.add_upload(
+            SuperBatchRef(self.job, super_batch_id), 0, digest="u", positions=positions, shards=[shard], limits=Limits()
         )
         return super_batch_id
 
     async def scored(self, super_batch_id):
         """Waits for the result of the super-batch's shard."""
-        return (await until(lambda: self.store.get_results(self.job, super_batch_id)))[0]
+        return (await until(lambda: self.stores.super_batches.get_results(SuperBatchRef(self.job, super_batch_id))))[0]
 
     async def dead(self, super_batch_id):
         """Waits for the super-batch's dead letter."""
-        return await until(lambda: self.store.get_dead_letter(self.job, super_batch_id))
+        return await until(lambda: self.stores.decisions.get_dead_letter(SuperBatchRef(self.job, super_batch_id)))
 
     @asynccontextmanager
     async def working(self, sources=None, **settings):
         """Runs a worker for the length of the block."""
         defaults = {"consumer": uuid.uuid4().hex, "reclaim_idle_s": 0.3, "grace_s": 0.2}
         worker = Worker(
-            self.store,
+            self.stores.jobs,
+            self.stores.queue,
+            self.stores.decisions,
             self.cache,
             self.model,
             ScorerSettings(**defaults | settings),
@@ -140,8 +142,8 @@ class Bench:
         async def repeat():
             while not stop.is_set():
                 await worker.watch_reference()
-                await worker.keep_hold()
-                await worker.take_over()
+                await worker.heartbeat_claims()
+                await worker.reclaim_stale()
                 await asyncio.sleep(0.05)
 
         chores, running = asyncio.create_task(repeat()), asyncio.create_task(worker.run())
@@ -166,6 +168,6 @@ async def until(look, *, timeout_s: float = 10.0):
 async def bench(queue_server):
     bench = Bench(queue_server)
     yield bench
-    await bench.store.delete_job(bench.job)
-    await bench.store.close()
+    await bench.stores.jobs.delete_job(bench.job)
+    await bench.stores.connection.close()
     await bench.cache.close()

@@ -18,7 +18,7 @@ async def test_a_model_that_comes_late_is_found_soon_however_seldom_it_is_announ
     )
     stop = asyncio.Event()
     counts = ScorerMetrics(CollectorRegistry())
-    running = asyncio.create_task(serve(settings, bench.store, bench.cache, bench.model, counts, stop))
+    running = asyncio.create_task(serve(settings, bench.stores, bench.cache, bench.model, counts, stop))
     try:
         await asyncio.sleep(0.2)  # it has looked, and found nothing
         bench.model.is_ready = True

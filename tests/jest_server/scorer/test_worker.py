@@ -5,6 +5,7 @@ import pytest
 
 from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.storage import Lease
+from jest_server.domain.super_batches import SuperBatchRef
 
 WIDTH = 4
 
@@ -55,7 +56,7 @@ async def test_shards_that_wait_for_others_keep_no_slot(bench):
     async with bench.working(concurrent_shards=1):
         waiting = await bench.queue(["a", "b"], values=[1, 2])
         await bench.scored(await bench.queue(["c"], values=[3]))
-        assert await bench.store.get_results(bench.job, waiting) == []
+        assert await bench.stores.super_batches.get_results(SuperBatchRef(bench.job, waiting)) == []
         assert sorted(bench.model.embedded) == [2, 3]
         await bench.cache.put(info, {"a": bytes(info.value_bytes)})
         assert (await bench.scored(waiting)).inferred == 1
@@ -70,7 +71,7 @@ async def test_a_worker_holds_a_limited_number_of_waiting_shards(bench):
         await until_true(lambda: len(worker._in_hand) == 8)
         await asyncio.sleep(0.3)
         assert len(worker._in_hand) == 8
-        await bench.cache.give_back(info, ["a"], owner="elsewhere")
+        await bench.cache.release_leases(info, ["a"], owner="elsewhere")
         await until_true(lambda: not worker._in_hand)
     assert bench.model.embedded == [0]
 
@@ -108,11 +109,13 @@ async def test_a_model_that_goes_away_costs_no_shard(bench):
         bench.model.is_ready = False
         waiting = [await bench.queue([f"k{i}"]) for i in range(4)]
         await asyncio.sleep(0.5)
-        assert [await bench.store.get_results(bench.job, sb) for sb in waiting] == [[]] * 4
+        assert [await bench.stores.super_batches.get_results(SuperBatchRef(bench.job, sb)) for sb in waiting] == [
+            []
+        ] * 4
         bench.model.is_ready = True
         for super_batch_id in waiting:
             await bench.scored(super_batch_id)
-    counters = await bench.store.counters(bench.job)
+    counters = await bench.stores.jobs.counters(bench.job)
     assert (counters.dead_lettered, counters.in_flight) == (0, 5)
 
 
@@ -137,7 +140,7 @@ async def test_a_shard_that_fails_while_the_model_works_is_set_aside_alone(bench
         await bench.scored(await bench.queue(["b"]))
     assert letter.reason == reason
     assert str(errors[0]) in letter.detail
-    counters = await bench.store.counters(bench.job)
+    counters = await bench.stores.jobs.counters(bench.job)
     assert (counters.submitted, counters.dead_lettered, counters.in_flight) == (2, 1, 1)
 
 
@@ -145,8 +148,8 @@ async def test_shards_for_another_version_are_left_to_who_serves_it(bench):
     async with bench.working():
         older = await bench.queue(["a"], version="older")
         await bench.scored(await bench.queue(["b"]))
-        assert await bench.store.get_results(bench.job, older) == []
-    assert await bench.store.queue_depth() == 1
+        assert await bench.stores.super_batches.get_results(SuperBatchRef(bench.job, older)) == []
+    assert await bench.stores.queue.depth() == 1
 
 
 async def test_a_shard_in_hand_whose_version_is_gone_is_set_aside(bench):
@@ -183,7 +186,7 @@ async def test_what_is_unfinished_at_the_end_is_given_back_at_once(bench):
 
 async def test_a_shard_of_a_silent_scorer_is_taken_over(bench):
     super_batch_id = await bench.queue(["a"])
-    (claim,) = await bench.store.claim("silent", await bench.model.info(), count=1, block_s=1)
+    (claim,) = await bench.stores.queue.claim("silent", await bench.model.info(), count=1, block_s=1)
     assert claim.shard.super_batch_id == super_batch_id
     async with bench.working(reclaim_idle_s=0.3):
         await bench.scored(super_batch_id)
@@ -194,16 +197,16 @@ async def test_a_scorer_that_is_slow_but_alive_keeps_its_shard(bench):
     async with bench.working(reclaim_idle_s=1.0):
         super_batch_id = await bench.queue(["a"])
         await asyncio.sleep(1.5)
-        assert await bench.store.reclaim("greedy", await bench.model.info(), idle_s=1.0, count=1) == []
+        assert await bench.stores.queue.reclaim("greedy", await bench.model.info(), idle_s=1.0, count=1) == []
         bench.model.gate.set()
         await bench.scored(super_batch_id)
 
 
 async def test_a_shard_that_outlives_too_many_scorers_is_set_aside(bench):
     super_batch_id = await bench.queue(["a"])
-    await bench.store.claim("dies-0", await bench.model.info(), count=1, block_s=1)
+    await bench.stores.queue.claim("dies-0", await bench.model.info(), count=1, block_s=1)
     for i in range(1, 3):
-        await bench.store.reclaim(f"dies-{i}", await bench.model.info(), idle_s=0, count=100)
+        await bench.stores.queue.reclaim(f"dies-{i}", await bench.model.info(), idle_s=0, count=100)
     async with bench.working(max_deliveries=3, reclaim_idle_s=0.1):
         letter = await bench.dead(super_batch_id)
     assert letter.reason == "TOO_MANY_DELIVERIES"

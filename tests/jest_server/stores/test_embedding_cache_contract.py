@@ -162,14 +162,14 @@ async def test_what_was_put_is_found_by_who_waited_for_it(cache):
 async def test_what_is_given_back_is_free_at_once(cache):
     info = reference()
     await cache.take(info, ["a", "b"], owner="one", ttl_s=60)
-    await cache.give_back(info, ["a"], owner="one")
+    await cache.release_leases(info, ["a"], owner="one")
     assert await cache.take(info, ["a", "b"], owner="two", ttl_s=60) == [MINE, OTHERS]
 
 
 async def test_nobody_gives_back_or_renews_what_is_not_theirs(cache):
     info = reference()
     await cache.take(info, ["a"], owner="one", ttl_s=60)
-    await cache.give_back(info, ["a", "b"], owner="two")
+    await cache.release_leases(info, ["a", "b"], owner="two")
     await cache.renew(info, ["b"], owner="two", ttl_s=60)
     assert await cache.take(info, ["a", "b"], owner="three", ttl_s=60) == [OTHERS, MINE]
 
@@ -211,7 +211,7 @@ async def test_any_number_of_takers_at_once_compute_each_value_once(make_cache):
             await asyncio.sleep(0)
             computed.extend(mine)
             await shared.put(info, dict.fromkeys(mine, VALUE))
-            await shared.give_back(info, mine, owner=name)
+            await shared.release_leases(info, mine, owner=name)
 
     await asyncio.gather(*(taker(f"taker-{i}") for i in range(8)))
     assert sorted(computed) == sorted(keys)
@@ -230,22 +230,22 @@ async def test_a_cache_tells_how_full_it_is_and_how_often_it_had_what_was_asked_
 
 async def test_tenants_that_do_not_share_neither_find_nor_wait_for_each_others(make_cache):
     cache, info = make_cache(shared=False), reference()
-    red, blue, none = (cache.of_job(job) for job in ("red~job", "blue~job", "job"))
+    red, blue, none = (cache.for_tenant_of(job) for job in ("red~job", "blue~job", "job"))
     assert await red.put(info, {"a": VALUE}) == {"a": VALUE}
-    assert await red.get(info, ["a"]) == await cache.of_job("red~other").get(info, ["a"]) == [VALUE]
+    assert await red.get(info, ["a"]) == await cache.for_tenant_of("red~other").get(info, ["a"]) == [VALUE]
     assert await blue.get(info, ["a"]) == await none.get(info, ["a"]) == [None]
     assert await blue.take(info, ["a", "b"], owner="blue", ttl_s=60) == [MINE, MINE]
     assert await red.take(info, ["a", "b"], owner="red", ttl_s=60) == [VALUE, MINE]
     await blue.renew(info, ["b"], owner="blue", ttl_s=60)
-    await blue.give_back(info, ["b"], owner="blue")
-    assert await blue.of_job("blue~job").take(info, ["b"], owner="other", ttl_s=60) == [MINE]
+    await blue.release_leases(info, ["b"], owner="blue")
+    assert await blue.for_tenant_of("blue~job").take(info, ["b"], owner="other", ttl_s=60) == [MINE]
     assert await red.take(info, ["b"], owner="other", ttl_s=60) == [OTHERS]
 
 
 async def test_tenants_that_share_find_each_others(make_cache):
     cache, info = make_cache(), reference()
-    await cache.of_job("red~job").put(info, {"a": VALUE})
-    assert await cache.of_job("blue~job").get(info, ["a"]) == [VALUE]
+    await cache.for_tenant_of("red~job").put(info, {"a": VALUE})
+    assert await cache.for_tenant_of("blue~job").get(info, ["a"]) == [VALUE]
 
 
 @pytest.fixture(params=queue_kinds())
@@ -302,7 +302,7 @@ async def test_a_cache_that_is_full_or_away_says_so(server):
         cache.put(info, {"a": VALUE}),
         cache.take(info, ["a"], owner="one", ttl_s=1),
         cache.renew(info, ["a"], owner="one", ttl_s=1),
-        cache.give_back(info, ["a"], owner="one"),
+        cache.release_leases(info, ["a"], owner="one"),
     ):
         with pytest.raises(StoreUnavailable, match="the cache does not answer"):
             await call

@@ -1,4 +1,4 @@
-"""Whose shard is taken next, by every store: turns of jobs, deadlines inside a job, a line for each version."""
+"""Whose shard is taken next, by every stores: turns of jobs, deadlines inside a job, a line for each version."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from support.super_batches import REFERENCE, result_of, spec, submit, upload
 NEWER = REFERENCE.model_copy(update={"version": "2"})
 
 
-async def fill(store, name, *, weight=1.0, shards, super_batch_id="sb", **fields):
+async def fill(stores, name, *, weight=1.0, shards, super_batch_id="sb", **fields):
     """Registers a job and lets so many of its shards wait."""
-    await store.create_job(spec(name, weight=weight), now_s=1.0)
-    await submit(store, name, super_batch_id, **fields)
-    await upload(store, name, super_batch_id, shards=shards)
+    await stores.jobs.create_job(spec(name, weight=weight), now_s=1.0)
+    await submit(stores, name, super_batch_id, **fields)
+    await upload(stores, name, super_batch_id, shards=shards)
 
 
-async def jobs_of(store, takes, reference=REFERENCE):
+async def jobs_of(stores, takes, reference=REFERENCE):
     """Takes shards one by one, as scorers do, and tells whose they were."""
     order = []
     for _ in range(takes):
-        (claim,) = await store.claim("c", reference, count=1, block_s=0)
-        await store.complete(claim, result_of(claim))
+        (claim,) = await stores.queue.claim("c", reference, count=1, block_s=0)
+        await stores.queue.complete(claim, result_of(claim))
         order.append(claim.shard.job)
     return order
 
@@ -35,18 +35,18 @@ WEIGHTS = {"light": 0.5, "plain": 1.0, "heavy": 3.0, "odd": 1.7}
 
 
 @pytest.mark.timeout(240)
-async def test_shares_are_the_weights_over_ten_thousand_takes(any_store):
+async def test_shares_are_the_weights_over_ten_thousand_takes(stores):
     """The order is that of ``StartTimeFairQueue`` take by take, and the shares that come of it are the weights'."""
     total = sum(WEIGHTS.values())
     for name, weight in WEIGHTS.items():
-        await any_store.create_job(spec(name, weight=weight), now_s=1.0)
+        await stores.jobs.create_job(spec(name, weight=weight), now_s=1.0)
         need = int(10_000 * weight / total * 1.1)
         for first in range(0, need, 1000):
-            await submit(any_store, name, f"sb-{first}")
-            await upload(any_store, name, f"sb-{first}", shards=1000)
+            await submit(stores, name, f"sb-{first}")
+            await upload(stores, name, f"sb-{first}", shards=1000)
     taken = []
     while len(taken) < 10_000:
-        taken += [c.shard.job for c in await any_store.claim("c", REFERENCE, count=500, block_s=0)]
+        taken += [c.shard.job for c in await stores.queue.claim("c", REFERENCE, count=500, block_s=0)]
     for name, weight in WEIGHTS.items():
         assert Counter(taken)[name] == pytest.approx(10_000 * weight / total, rel=0.05)
     turns = StartTimeFairQueue()
@@ -57,114 +57,114 @@ async def test_shares_are_the_weights_over_ten_thousand_takes(any_store):
         turns.take(job, cost=1 / WEIGHTS[job])
 
 
-async def test_a_deep_queue_does_not_starve_who_needs_one_now(any_store):
-    await fill(any_store, "deep", shards=50)
-    await jobs_of(any_store, 20)
-    await fill(any_store, "one", shards=1)
-    assert "one" in await jobs_of(any_store, 2)
+async def test_a_deep_queue_does_not_starve_who_needs_one_now(stores):
+    await fill(stores, "deep", shards=50)
+    await jobs_of(stores, 20)
+    await fill(stores, "one", shards=1)
+    assert "one" in await jobs_of(stores, 2)
 
 
-async def test_a_job_that_was_idle_gets_no_credit_for_it(any_store):
-    await fill(any_store, "busy", shards=30)
-    await jobs_of(any_store, 20)
-    await fill(any_store, "late", shards=6)
-    order = await jobs_of(any_store, 8)
+async def test_a_job_that_was_idle_gets_no_credit_for_it(stores):
+    await fill(stores, "busy", shards=30)
+    await jobs_of(stores, 20)
+    await fill(stores, "late", shards=6)
+    order = await jobs_of(stores, 8)
     assert Counter(order) == {"busy": 4, "late": 4}
 
 
-async def test_what_a_job_took_stays_charged_while_it_has_nothing(any_store):
-    await fill(any_store, "a", weight=0.1, shards=1)
-    await fill(any_store, "b", shards=5)
-    assert (await jobs_of(any_store, 1)) == ["a"]
-    await fill(any_store, "a", shards=1, super_batch_id="next")
-    assert (await jobs_of(any_store, 6))[-1] == "a"
+async def test_what_a_job_took_stays_charged_while_it_has_nothing(stores):
+    await fill(stores, "a", weight=0.1, shards=1)
+    await fill(stores, "b", shards=5)
+    assert (await jobs_of(stores, 1)) == ["a"]
+    await fill(stores, "a", shards=1, super_batch_id="next")
+    assert (await jobs_of(stores, 6))[-1] == "a"
 
 
-async def test_inside_a_job_the_earliest_deadline_is_first(any_store):
+async def test_inside_a_job_the_earliest_deadline_is_first(stores):
     now_s = time.time()
     for super_batch_id, ttl_s in (("late", 300.0), ("soon", 100.0), ("middle", 200.0)):
-        await fill(any_store, "job", shards=2, super_batch_id=super_batch_id, ttl_s=ttl_s, now_s=now_s)
-    claims = await any_store.claim("c", REFERENCE, count=9, block_s=0)
+        await fill(stores, "job", shards=2, super_batch_id=super_batch_id, ttl_s=ttl_s, now_s=now_s)
+    claims = await stores.queue.claim("c", REFERENCE, count=9, block_s=0)
     assert [c.shard.super_batch_id for c in claims] == ["soon", "soon", "middle", "middle", "late", "late"]
 
 
-async def test_a_released_shard_takes_its_place_by_deadline_again(any_store):
+async def test_a_released_shard_takes_its_place_by_deadline_again(stores):
     now_s = time.time()
     for super_batch_id, ttl_s in (("soon", 100.0), ("late", 200.0)):
-        await fill(any_store, "job", shards=1, super_batch_id=super_batch_id, ttl_s=ttl_s, now_s=now_s)
-    claims = await any_store.claim("c", REFERENCE, count=1, block_s=0)
-    await any_store.release("c", claims)
-    (again,) = await any_store.claim("d", REFERENCE, count=1, block_s=0)
+        await fill(stores, "job", shards=1, super_batch_id=super_batch_id, ttl_s=ttl_s, now_s=now_s)
+    claims = await stores.queue.claim("c", REFERENCE, count=1, block_s=0)
+    await stores.queue.release("c", claims)
+    (again,) = await stores.queue.claim("d", REFERENCE, count=1, block_s=0)
     assert again.shard.super_batch_id == "soon"
 
 
-async def test_shards_that_nobody_takes_any_more_cost_their_job_no_turn(any_store):
-    await fill(any_store, "a", shards=5)
-    await fill(any_store, "b", shards=5)
-    await any_store.delete_job("a")
-    assert await jobs_of(any_store, 5) == ["b"] * 5
+async def test_shards_that_nobody_takes_any_more_cost_their_job_no_turn(stores):
+    await fill(stores, "a", shards=5)
+    await fill(stores, "b", shards=5)
+    await stores.jobs.delete_job("a")
+    assert await jobs_of(stores, 5) == ["b"] * 5
 
 
-async def test_who_serves_another_version_gets_and_takes_over_nothing(any_store, job):
-    await submit(any_store, job)
-    await upload(any_store, job, shards=2)
-    assert await any_store.claim("newer", NEWER, count=1, block_s=0.05) == []
-    assert len(await any_store.claim("c", REFERENCE, count=1, block_s=0)) == 1
-    assert await any_store.reclaim("newer", NEWER, idle_s=0, count=9) == []
-    assert len(await any_store.reclaim("d", REFERENCE, idle_s=0, count=9)) == 1
+async def test_who_serves_another_version_gets_and_takes_over_nothing(stores, job):
+    await submit(stores, job)
+    await upload(stores, job, shards=2)
+    assert await stores.queue.claim("newer", NEWER, count=1, block_s=0.05) == []
+    assert len(await stores.queue.claim("c", REFERENCE, count=1, block_s=0)) == 1
+    assert await stores.queue.reclaim("newer", NEWER, idle_s=0, count=9) == []
+    assert len(await stores.queue.reclaim("d", REFERENCE, idle_s=0, count=9)) == 1
 
 
-async def test_two_versions_are_scored_side_by_side(any_store, job):
-    await submit(any_store, job, "old")
-    await submit(any_store, job, "new", reference=NEWER)
-    await upload(any_store, job, "old")
-    await upload(any_store, job, "new", version="2")
-    (newer,) = await any_store.claim("c", NEWER, count=9, block_s=0)
-    (older,) = await any_store.claim("c", REFERENCE, count=9, block_s=0)
+async def test_two_versions_are_scored_side_by_side(stores, job):
+    await submit(stores, job, "old")
+    await submit(stores, job, "new", reference=NEWER)
+    await upload(stores, job, "old")
+    await upload(stores, job, "new", version="2")
+    (newer,) = await stores.queue.claim("c", NEWER, count=9, block_s=0)
+    (older,) = await stores.queue.claim("c", REFERENCE, count=9, block_s=0)
     assert (newer.shard.super_batch_id, older.shard.super_batch_id) == ("new", "old")
-    await any_store.keep("c", [newer, older])
-    await any_store.complete(newer, result_of(newer))
-    await any_store.release("c", [older])
-    assert await any_store.queue_depth() == 1
+    await stores.queue.heartbeat("c", [newer, older])
+    await stores.queue.complete(newer, result_of(newer))
+    await stores.queue.release("c", [older])
+    assert await stores.queue.depth() == 1
 
 
-async def test_of_two_versions_that_are_served_the_one_announced_last_for_the_first_time_is_taken(any_store):
-    await any_store.announce_reference(REFERENCE, ttl_s=60)
+async def test_of_two_versions_that_are_served_the_one_announced_last_for_the_first_time_is_taken(stores):
+    await stores.jobs.announce_reference(REFERENCE, ttl_s=60)
     await asyncio.sleep(0.01)
-    await any_store.announce_reference(NEWER, ttl_s=0.5)
-    await any_store.announce_reference(REFERENCE, ttl_s=60)
-    assert await any_store.get_reference("ref") == NEWER
+    await stores.jobs.announce_reference(NEWER, ttl_s=0.5)
+    await stores.jobs.announce_reference(REFERENCE, ttl_s=60)
+    assert await stores.jobs.get_reference("ref") == NEWER
     await asyncio.sleep(0.6)
-    assert await any_store.get_reference("ref") == REFERENCE
-    await any_store.announce_reference(NEWER, ttl_s=60)  # back after a pause
-    assert await any_store.get_reference("ref") == NEWER
+    assert await stores.jobs.get_reference("ref") == REFERENCE
+    await stores.jobs.announce_reference(NEWER, ttl_s=60)  # back after a pause
+    assert await stores.jobs.get_reference("ref") == NEWER
 
 
-async def test_what_waits_for_a_version_that_was_replaced_is_set_aside(any_store, job):
+async def test_what_waits_for_a_version_that_was_replaced_is_set_aside(stores, job):
     for super_batch_id in ("waits", "taken"):
-        await submit(any_store, job, super_batch_id)
-        await upload(any_store, job, super_batch_id)
-    (claim,) = await any_store.claim("c", REFERENCE, count=1, block_s=0)
-    await any_store.announce_reference(REFERENCE, ttl_s=0.1)
-    await any_store.announce_reference(NEWER, ttl_s=60)
-    await submit(any_store, job, "newer", reference=NEWER)
-    await upload(any_store, job, "newer", version="2")
-    assert await any_store.dead_letter_unserved(grace_s=0.0, now_s=7.0) == []
+        await submit(stores, job, super_batch_id)
+        await upload(stores, job, super_batch_id)
+    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=0)
+    await stores.jobs.announce_reference(REFERENCE, ttl_s=0.1)
+    await stores.jobs.announce_reference(NEWER, ttl_s=60)
+    await submit(stores, job, "newer", reference=NEWER)
+    await upload(stores, job, "newer", version="2")
+    assert await stores.decisions.dead_letter_unserved(grace_s=0.0, now_s=7.0) == []
     await asyncio.sleep(0.3)
-    assert await any_store.dead_letter_unserved(grace_s=60.0, now_s=7.0) == []
-    letters = await any_store.dead_letter_unserved(grace_s=0.1, now_s=7.0)
+    assert await stores.decisions.dead_letter_unserved(grace_s=60.0, now_s=7.0) == []
+    letters = await stores.decisions.dead_letter_unserved(grace_s=0.1, now_s=7.0)
     assert sorted(letter.super_batch_id for letter in letters) == ["taken", "waits"]
     assert {letter.reason for letter in letters} == {"REFERENCE_CHANGED"}
     assert "'ref' is not served in version '1' any more, but in ['2']" in letters[0].detail
-    await any_store.complete(claim, result_of(claim))
-    assert await any_store.queue_depth() == 1
-    assert await any_store.dead_letter_unserved(grace_s=0.1, now_s=7.0) == []
+    await stores.queue.complete(claim, result_of(claim))
+    assert await stores.queue.depth() == 1
+    assert await stores.decisions.dead_letter_unserved(grace_s=0.1, now_s=7.0) == []
 
 
-async def test_nothing_is_set_aside_while_no_version_is_served(any_store, job):
+async def test_nothing_is_set_aside_while_no_version_is_served(stores, job):
     """The reference model being away is not the super-batches' fault."""
-    await submit(any_store, job)
-    await upload(any_store, job)
-    await any_store.announce_reference(REFERENCE, ttl_s=0.05)
+    await submit(stores, job)
+    await upload(stores, job)
+    await stores.jobs.announce_reference(REFERENCE, ttl_s=0.05)
     await asyncio.sleep(0.2)
-    assert await any_store.dead_letter_unserved(grace_s=0.0, now_s=7.0) == []
+    assert await stores.decisions.dead_letter_unserved(grace_s=0.0, now_s=7.0) == []

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from jest_server.domain.errors import JestServerError
-from jest_server.domain.super_batches import Limits
-from jest_server.stores.memory.super_batches import MemorySuperBatchStore
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.domain.super_batches import Limits, SuperBatchRef
+from jest_server.stores.memory.stores import open_memory_stores
+from jest_server.stores.redis.stores import open_redis_stores
 from support.servers import queue_kinds, queue_server_of
 from support.super_batches import (
     REFERENCE,
@@ -40,13 +40,13 @@ class Twins(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.real = RedisSuperBatchStore.from_url(SERVER_URL.get(), prefix=key_prefix())
-        self.twin = MemorySuperBatchStore()
+        self.real = open_redis_stores(SERVER_URL.get(), prefix=key_prefix())
+        self.twin = open_memory_stores()
         self.claims = []
         self.now_s = NOW_S
 
     def teardown(self):
-        self.runner.run(self.real.close())
+        self.runner.run(self.real.connection.close())
         self.runner.close()
 
     async def outcome(self, call):
@@ -87,11 +87,11 @@ class Twins(RuleBasedStateMachine):
 
     @rule(job=JOBS, seed=strategies.integers(0, 1))
     def create_job(self, job, seed):
-        self.both(lambda store: store.create_job(spec(job, seed=seed), now_s=1.0))
+        self.both(lambda stores: stores.jobs.create_job(spec(job, seed=seed), now_s=1.0))
 
     @rule(job=JOBS)
     def delete_job(self, job):
-        self.both(lambda store: store.delete_job(job))
+        self.both(lambda stores: stores.jobs.delete_job(job))
 
     @rule(
         job=JOBS,
@@ -104,83 +104,88 @@ class Twins(RuleBasedStateMachine):
     def submit(self, job, super_batch, rank, world_size, digest, ttl_s):
         fields = {"rank": rank, "world_size": world_size, "digest": digest}
         self.both(
-            lambda store: submit(store, job, super_batch, max_in_flight=3, ttl_s=ttl_s, now_s=self.now_s, **fields)
+            lambda stores: submit(stores, job, super_batch, max_in_flight=3, ttl_s=ttl_s, now_s=self.now_s, **fields)
         )
 
     @rule(job=JOBS, super_batch=SUPER_BATCHES, shards=strategies.integers(0, 3), digest=strategies.sampled_from("uv"))
     def upload(self, job, super_batch, shards, digest):
-        self.both(lambda store: upload(store, job, super_batch, shards=shards, digest=digest))
+        self.both(lambda stores: upload(stores, job, super_batch, shards=shards, digest=digest))
 
     @rule(consumer=CONSUMERS, count=strategies.integers(1, 4))
     def claim(self, consumer, count):
-        self.both_claim(lambda store: store.claim(consumer, REFERENCE, count=count, block_s=0))
+        self.both_claim(lambda stores: stores.queue.claim(consumer, REFERENCE, count=count, block_s=0))
 
     @rule(consumer=CONSUMERS, count=strategies.integers(1, 2))
     def reclaim(self, consumer, count):
-        self.both_claim(lambda store: store.reclaim(consumer, REFERENCE, idle_s=0, count=count))
+        self.both_claim(lambda stores: stores.queue.reclaim(consumer, REFERENCE, idle_s=0, count=count))
 
     @precondition(lambda self: self.claims)
     @rule(number=strategies.integers(0, 99), inferred=strategies.integers(0, 2))
     def complete(self, number, inferred):
-        self.on_claim(number, lambda store, claim: store.complete(claim, result_of(claim, inferred)))
+        self.on_claim(number, lambda stores, claim: stores.queue.complete(claim, result_of(claim, inferred)))
 
     @precondition(lambda self: self.claims)
     @rule(number=strategies.integers(0, 99), consumer=CONSUMERS)
     def release(self, number, consumer):
-        self.on_claim(number, lambda store, claim: store.release(consumer, [claim]))
+        self.on_claim(number, lambda stores, claim: stores.queue.release(consumer, [claim]))
 
     @precondition(lambda self: self.claims)
     @rule(number=strategies.integers(0, 99), consumer=CONSUMERS)
     def keep(self, number, consumer):
-        self.on_claim(number, lambda store, claim: store.keep(consumer, [claim]))
+        self.on_claim(number, lambda stores, claim: stores.queue.heartbeat(consumer, [claim]))
 
     @rule(job=JOBS, super_batch=SUPER_BATCHES, seed=strategies.integers(0, 1))
     def decide(self, job, super_batch, seed):
-        self.both(lambda store: store.decide(decision(job, super_batch, seed=seed), keep_s=600))
+        self.both(lambda stores: stores.decisions.decide(decision(job, super_batch, seed=seed), keep_s=600))
 
     @rule(job=JOBS, super_batch=SUPER_BATCHES)
     def dead_letter(self, job, super_batch):
-        self.both(lambda store: store.dead_letter(letter(job, super_batch, at_s=self.now_s)))
+        self.both(lambda stores: stores.decisions.dead_letter(letter(job, super_batch, at_s=self.now_s)))
 
     @rule(job=JOBS, super_batch=SUPER_BATCHES)
     def drop_dead_letter(self, job, super_batch):
-        self.both(lambda store: store.drop_dead_letter(job, super_batch))
+        self.both(lambda stores: stores.decisions.drop_dead_letter(SuperBatchRef(job, super_batch)))
 
     @rule(job=JOBS, super_batch=SUPER_BATCHES, most=strategies.integers(0, 2))
     def requeue(self, job, super_batch, most):
         limits = Limits(job=most)
-        self.both(lambda store: store.requeue(job, super_batch, REFERENCE, limits=limits, ttl_s=50.0, now_s=self.now_s))
+        self.both(
+            lambda stores: stores.decisions.requeue(
+                SuperBatchRef(job, super_batch), REFERENCE, limits=limits, ttl_s=50.0, now_s=self.now_s
+            )
+        )
 
     @rule(seconds=strategies.sampled_from([1.0, 10.0]))
     def time_passes(self, seconds):
         self.now_s += seconds
 
-        async def expired(store):
-            letters = await store.dead_letter_overdue(now_s=self.now_s)
+        async def expired(stores):
+            letters = await stores.decisions.dead_letter_overdue(now_s=self.now_s)
             return sorted((found.job, found.super_batch_id) for found in letters)
 
         self.both(expired)
 
     @invariant()
     def everything_that_can_be_asked_is_the_same(self):
-        async def of_super_batch(store, job, name):
-            results = await store.get_results(job, name)
+        async def of_super_batch(stores, job, name):
+            results = await stores.super_batches.get_results(SuperBatchRef(job, name))
             return (
-                await store.get_super_batch(job, name),
-                await store.get_decision(job, name),
-                await store.get_dead_letter(job, name),
+                await stores.super_batches.get_super_batch(SuperBatchRef(job, name)),
+                await stores.super_batches.row_counts(SuperBatchRef(job, name), range(3)),
+                await stores.decisions.get_decision(SuperBatchRef(job, name)),
+                await stores.decisions.get_dead_letter(SuperBatchRef(job, name)),
                 sorted(results, key=lambda result: result.inferred),
             )
 
-        async def picture(store):
+        async def picture(stores):
             names = [(job, name) for job in ("job-1", "job-2") for name in "abcd"]
             return await asyncio.gather(
-                store.queue_depth(),
-                store.lines(),
-                store.list_jobs(after="", limit=10),
-                *(accounts(store, job) for job in ("job-1", "job-2")),
-                *(store.list_dead_letters(job, limit=10) for job in ("job-1", "job-2")),
-                *(of_super_batch(store, job, name) for job, name in names),
+                stores.queue.depth(),
+                stores.queue.queue_states(),
+                stores.jobs.list_jobs(after="", limit=10),
+                *(accounts(stores, job) for job in ("job-1", "job-2")),
+                *(stores.decisions.list_dead_letters(job, limit=10) for job in ("job-1", "job-2")),
+                *(of_super_batch(stores, job, name) for job, name in names),
             )
 
         self.both(picture)

@@ -1,22 +1,17 @@
-"""How a decision comes about: wait for the ranks, wait for the reference, choose, record."""
+"""How a decision comes about: wait for the ranks, wait for the reference, select, record."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from jest_core import selection_seed
 from jest_server.domain.dead_letters import DeadLetter
 from jest_server.domain.decisions import Decision
-from jest_server.domain.errors import DeadLettered, ReferenceTimeout, SuperBatchUnknown
-from jest_server.domain.policies import policy_of
+from jest_server.domain.errors import DeadLettered, SuperBatchUnknown
 from jest_server.runtime.logs import get_logger
-from jest_server.selector.decide.choose import Chosen, Inputs, Question, choose, rule
-from jest_server.selector.decide.join_reference import Joined, join_reference
-from jest_server.selector.intake.submit import gone
-from jest_server.selector.learner_outputs.pending import Outcome
+from jest_server.selector.decide.selection import SelectionResult, SelectionTask, effective_policy, select
+from jest_server.selector.learner_outputs.pending_selections import Outcome
 from jest_wire import tracing
 
 if TYPE_CHECKING:
@@ -27,15 +22,13 @@ if TYPE_CHECKING:
 
     from jest_server.domain.decisions import Retention
     from jest_server.domain.jobs import Job
-    from jest_server.domain.ports import EmbeddingCache, SuperBatchStore
-    from jest_server.domain.super_batches import SuperBatch
+    from jest_server.domain.ports import DecisionLog
+    from jest_server.domain.super_batches import SuperBatch, SuperBatchRef
     from jest_server.runtime.metrics import SelectorMetrics
-    from jest_server.selector.learner_outputs.pending import Assembly
-    from jest_server.use_cases.jobs import Jobs
-
-POLL_S = 1.0
-"""How long a wait for news lasts before the store is asked; only lost news make it matter."""
-RETRY_S = 0.5
+    from jest_server.selector.decide.decision_inputs import DecisionInputs
+    from jest_server.selector.decide.join_reference import JoinedReference
+    from jest_server.selector.learner_outputs.pending_selections import PendingSelection
+    from jest_server.use_cases.jobs import JobRegistry
 
 T = TypeVar("T")
 _log = get_logger()
@@ -45,165 +38,116 @@ class Scheduler(Protocol):
     """Decides which of the selections that wait is computed next."""
 
     async def run(self, job: str, cost: float, work: Callable[[], T]) -> T:
-        """Runs the work in a thread when it is the job's turn; ``cost`` is relative."""
+        """Run the work in a thread when it is the job's turn; `cost` is relative."""
 
 
-class Decider:
-    """Makes decisions from what assemblies gather."""
+class DecisionMaker:
+    """Makes decisions on pending selections."""
 
     def __init__(
         self,
-        store: SuperBatchStore,
-        cache: EmbeddingCache,
-        jobs: Jobs,
+        decisions: DecisionLog,
+        jobs: JobRegistry,
+        inputs: DecisionInputs,
         scheduler: Scheduler,
         metrics: SelectorMetrics,
         *,
         device: torch.device,
         keep: Retention,
     ) -> None:
-        self._store = store
-        self._cache = cache
+        self._decisions = decisions
         self._jobs = jobs
+        self._inputs = inputs
         self._scheduler = scheduler
         self._metrics = metrics
         self._device = device
         self._keep = keep
-        self._waiting: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
 
-    async def listen(self) -> None:
-        """Wakes waiting selections when there is news of their super-batch, for ever."""
-        async for news in self._store.news():
-            for event in self._waiting.get((news.job, news.super_batch_id), ()):
-                event.set()
-
-    async def decide(self, assembly: Assembly) -> Outcome:
-        """Decides, once all ranks' outputs and the reference embeddings are there, and records it.
+    async def decide(self, pending: PendingSelection) -> Outcome:
+        """Decide once all ranks' outputs and the reference embeddings are there, and record the decision.
 
         Raises:
-            ReferenceTimeout, ReferenceMissing, DeadLettered, SuperBatchUnknown: As their names say.
+            ReferenceTimeout: If the embeddings are late and the job has no fallback.
+            ReferenceMissing: If some are gone, or were never uploaded.
+            DeadLettered, SuperBatchUnknown: If the super-batch is not in flight, or nothing can be selected from it.
         """
         try:
-            return await self._decide_in_flight(assembly)
+            return await self._decide_in_flight(pending)
         except SuperBatchUnknown:
             # Another selector may have decided since this call began.
-            decision = await self._store.get_decision(assembly.job, assembly.super_batch_id)
+            decision = await self._decisions.get_decision(pending.ref)
             if decision is None:
                 raise
             return Outcome(decision, None)
 
-    async def _decide_in_flight(self, assembly: Assembly) -> Outcome:
-        with _stage("selector.wait_learner", assembly):
-            await self._until_complete(assembly)
+    async def _decide_in_flight(self, pending: PendingSelection) -> Outcome:
+        with _stage("selector.wait_learner", pending.ref):
+            await self._inputs.wait_for_ranks(pending)
         learner_at = time.monotonic()
-        assembly.stage = "WAITING_FOR_REFERENCE"
-        job = await self._jobs.get(assembly.job)
-        with _stage("selector.wait_reference", assembly):
-            super_batch, joined, fallback_reason = await self._await_reference(assembly, job)
+        pending.stage = "WAITING_FOR_REFERENCE"
+        job = await self._jobs.get(pending.ref.job)
+        with _stage("selector.wait_reference", pending.ref):
+            super_batch, joined, fallback_reason = await self._inputs.wait_for_reference(pending.ref, job.spec)
         reference_at = time.monotonic()
-        assembly.stage = "COMPUTING"
-        with _stage("selector.compute", assembly):
-            decision, learnability = await self._compute(assembly, job, super_batch, joined, fallback_reason)
+        pending.stage = "COMPUTING"
+        with _stage("selector.compute", pending.ref):
+            decision, learnability = await self._compute(pending, job, super_batch, joined, fallback_reason)
         timings = {
-            "wait_learner": learner_at - assembly.started_at,
+            "wait_learner": learner_at - pending.started_at,
             "wait_reference": reference_at - learner_at,
             **decision.timings_s,
         }
         record_at = time.monotonic()
         decision = decision.model_copy(update={"timings_s": timings})
-        with _stage("selector.record", assembly):
-            recorded = await self._store.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
+        with _stage("selector.record", pending.ref):
+            recorded = await self._decisions.decide(decision, keep_s=self._keep.seconds, keep_count=self._keep.count)
         if recorded == decision:
             self._observe(recorded, learnability, record_s=time.monotonic() - record_at)
-        rows = tuple(len(super_batch.submissions[rank].keys) for rank in range(assembly.world_size))
+        rows = tuple(len(super_batch.submissions[rank].keys) for rank in range(pending.world_size))
         return Outcome(recorded, joined.embeddings if joined else None, rows)
 
-    async def _until_complete(self, assembly: Assembly) -> None:
-        while not assembly.complete.is_set():
-            try:
-                async with asyncio.timeout(POLL_S * 5):
-                    await assembly.complete.wait()
-            except TimeoutError:
-                if await self._store.get_super_batch(assembly.job, assembly.super_batch_id) is None:
-                    raise await gone(self._store, assembly.job, assembly.super_batch_id, 0) from None
-
-    async def _await_reference(self, assembly: Assembly, job: Job) -> tuple[SuperBatch, Joined | None, str]:
-        """Returns the super-batch with its reference embeddings, or with the reason for the fallback."""
-        key = (assembly.job, assembly.super_batch_id)
-        give_up_at = time.monotonic() + job.spec.reference_timeout_s
-        news = asyncio.Event()
-        self._waiting[key].add(news)
-        try:
-            while True:
-                news.clear()
-                super_batch = await self._store.get_super_batch(*key)
-                if super_batch is None:
-                    raise await gone(self._store, *key, 0)
-                if not policy_of(job.spec.policy).needs_reference_model:
-                    return super_batch, None, ""
-                if super_batch.pending_shards == 0:
-                    return super_batch, await join_reference(self._store, self._cache, super_batch), ""
-                left = give_up_at - time.monotonic()
-                if left <= 0:
-                    return super_batch, None, self._timeout_reason(job, super_batch)
-                await _wait(news, min(left, POLL_S))
-        finally:
-            self._waiting[key].discard(news)
-            if not self._waiting[key]:
-                del self._waiting[key]
-
-    def _timeout_reason(self, job: Job, super_batch: SuperBatch) -> str:
-        reason = (
-            f"{super_batch.pending_shards} shards of super-batch {super_batch.super_batch_id!r} were not scored within "
-            f"reference_timeout ({job.spec.reference_timeout_s:g} s)"
-        )
-        if job.spec.fallback == "fail":
-            raise ReferenceTimeout(
-                f"{reason}; job {job.spec.name!r} has no fallback",
-                {"job": job.spec.name, "super_batch_id": super_batch.super_batch_id},
-                retry_after_s=RETRY_S,
-            )
-        return reason
-
     async def _compute(
-        self, assembly: Assembly, job: Job, super_batch: SuperBatch, joined: Joined | None, fallback_reason: str
+        self,
+        pending: PendingSelection,
+        job: Job,
+        super_batch: SuperBatch,
+        joined: JoinedReference | None,
+        fallback_reason: str,
     ) -> tuple[Decision, tuple[float, float] | None]:
-        """Returns the decision to record, and the learnability of chosen and dropped rows (see ``Chosen``)."""
-        inputs = Inputs(
-            super_batch.submissions,
-            assembly.outputs,
-            None if joined is None or super_batch.reference is None else (super_batch.reference, joined.embeddings),
-        )
+        """Return the decision to record, and the learnability of selected and dropped rows (see `SelectionResult`)."""
         fallback = job.spec.fallback if fallback_reason else None
-        seed = selection_seed(job.spec.seed, assembly.super_batch_id)
-        question = Question(rule(job.spec.policy, fallback), seed, super_batch.step, inputs)
-        queued_at = time.monotonic()
-        started_at = queued_at
-
-        def work() -> Chosen:
-            nonlocal started_at
-            started_at = time.monotonic()
-            return choose(question, self._device)
-
-        try:
-            chosen = await self._scheduler.run(assembly.job, question.cost(), work)
-        except ValueError as error:
-            raise await self._set_aside(assembly, str(error)) from error
-        decision = Decision(
-            job=assembly.job,
-            super_batch_id=assembly.super_batch_id,
-            policy=job.spec.policy,
-            seed=seed,
-            reference=super_batch.reference,
-            learner_digests={rank: outputs.digest for rank, outputs in assembly.outputs.items()},
-            submission_digests={rank: submission.digest for rank, submission in super_batch.submissions.items()},
-            positions=chosen.positions,
-            weights=chosen.weights,
+        task = SelectionTask(
+            spec=effective_policy(job.spec.policy, fallback),
+            seed=selection_seed(job.spec.seed, pending.ref.super_batch_id),
             step=super_batch.step,
-            gain=chosen.gain,
-            sub_batch_size=chosen.sub_batch_size,
-            super_batch_size=sum(inputs.rows),
-            perplexity=chosen.perplexity,
+            submissions=super_batch.submissions,
+            outputs=pending.outputs,
+            reference=(super_batch.reference, joined.embeddings) if joined and super_batch.reference else None,
+        )
+
+        def work() -> tuple[float, SelectionResult]:
+            return time.monotonic(), select(task, self._device)
+
+        queued_at = time.monotonic()
+        try:
+            started_at, result = await self._scheduler.run(pending.ref.job, task.cost(), work)
+        except ValueError as error:
+            raise await self._dead_letter(pending.ref, str(error)) from error
+        decision = Decision(
+            job=pending.ref.job,
+            super_batch_id=pending.ref.super_batch_id,
+            policy=job.spec.policy,
+            seed=task.seed,
+            reference=super_batch.reference,
+            learner_digests={rank: outputs.digest for rank, outputs in pending.outputs.items()},
+            submission_digests={rank: submission.digest for rank, submission in super_batch.submissions.items()},
+            positions=result.positions,
+            weights=result.weights,
+            step=super_batch.step,
+            gain=result.gain,
+            sub_batch_size=result.sub_batch_size,
+            super_batch_size=sum(task.rows),
+            perplexity=result.perplexity,
             cache_hits=joined.cache_hits if joined else 0,
             reference_inferences=joined.inferences if joined else 0,
             fallback=fallback,
@@ -211,22 +155,13 @@ class Decider:
             timings_s={"queue": started_at - queued_at, "compute": time.monotonic() - started_at},
             decided_at_s=time.time(),
         )
-        return decision, chosen.learnability
+        return decision, result.learnability
 
-    async def _set_aside(self, assembly: Assembly, detail: str) -> DeadLettered:
-        letter = DeadLetter(
-            job=assembly.job,
-            super_batch_id=assembly.super_batch_id,
-            reason="UNSELECTABLE",
-            detail=detail,
-            at_s=time.time(),
-        )
-        if await self._store.dead_letter(letter):
+    async def _dead_letter(self, ref: SuperBatchRef, detail: str) -> DeadLettered:
+        letter = DeadLetter.of(ref, reason="UNSELECTABLE", detail=detail, at_s=time.time())
+        if await self._decisions.dead_letter(letter):
             self._metrics.dead_lettered(letter)
-        return DeadLettered(
-            f"super-batch {assembly.super_batch_id!r} of job {assembly.job!r} was set aside: {detail}",
-            {"job": assembly.job, "super_batch_id": assembly.super_batch_id},
-        )
+        return DeadLettered(f"{ref} was set aside: {detail}", ref.metadata)
 
     def _observe(self, decision: Decision, learnability: tuple[float, float] | None, *, record_s: float) -> None:
         self._metrics.decided(decision, {**decision.timings_s, "record": record_s}, learnability)
@@ -234,14 +169,6 @@ class Decider:
             _log.warning("fallback used", fallback=decision.fallback, reason=decision.fallback_reason)
 
 
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return
-
-
-def _stage(name: str, assembly: Assembly) -> AbstractContextManager[Any]:
-    """Records a stage of what all ranks wait for."""
-    return tracing.span(name, job=assembly.job, super_batch_id=assembly.super_batch_id)
+def _stage(name: str, ref: SuperBatchRef) -> AbstractContextManager[Any]:
+    """Record a stage of what all ranks wait for."""
+    return tracing.span(name, job=ref.job, super_batch_id=ref.super_batch_id)

@@ -1,7 +1,7 @@
-"""Whose selection is computed next, when those of many jobs wait for the same few threads.
+"""Which selection is computed next, when those of many jobs wait for the same few threads.
 
-Jobs take turns, and a selection costs its work: a small job waits for the selection that runs, never for all that a
-large job has queued.
+Start-time fair queueing between jobs, by the cost of their selections: a small job waits for the selection that runs,
+never for all that a large job has queued.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RETRY_S = 0.5
-"""When to come back to a selector that is stopping: another one, or its successor, answers."""
+"""When to retry a call to a selector that is stopping: another one, or its successor, answers."""
 T = TypeVar("T")
 _log = get_logger()
 
 
 @dataclass(frozen=True, eq=False)
 class Waiting(Generic[T]):
-    """One piece of a job's work that was not started yet."""
+    """One piece of a job's work that has not started."""
 
     job: str
     cost: float
@@ -38,70 +38,70 @@ class Waiting(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Work of many jobs, and the order to start it in: jobs take turns, and inside a job arrival counts.
+    """Work of many jobs in the order to start it: fair between jobs, first come first served inside a job.
 
     A piece that is taken back costs its job nothing.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[Waiting[T]]] = {}
+        self._queues: dict[str, deque[Waiting[T]]] = {}
         self._turns = StartTimeFairQueue()
         self._arrivals = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, self._queues.values()))
 
     def add(self, job: str, cost: float, item: T) -> Waiting[T]:
-        """Takes a piece of work in; its cost is relative to others'.
+        """Add a piece of work; its cost is relative to others'.
 
         Raises:
-            ValueError: If the cost is not a finite number larger than 0: work for nothing would always be first.
+            ValueError: If the cost is not a finite number larger than 0; work without a cost would always be first.
         """
         check_cost(cost)
         waiting = Waiting(job, cost, self._arrivals, item)
         self._arrivals += 1
         self._turns.join(job)
-        self._lines.setdefault(job, deque()).append(waiting)
+        self._queues.setdefault(job, deque()).append(waiting)
         return waiting
 
     def first(self) -> Waiting[T] | None:
-        """Returns what is to be started next, or None if nothing waits. O(number of jobs that wait)."""
-        heads = (line[0] for line in self._lines.values())
+        """Return the piece to start next, or None if nothing waits. O(number of jobs that wait)."""
+        heads = (queue[0] for queue in self._queues.values())
         return min(heads, key=lambda head: (self._turns.of(head.job), head.arrival), default=None)
 
     def start(self, first: Waiting[T]) -> None:
-        """Takes out the piece that ``first`` returned, and charges its job for it."""
+        """Remove the piece that `first` returned, and charge its job for it."""
         self._turns.take(first.job, cost=first.cost)
         self.take_back(first)
 
     def take_back(self, waiting: Waiting[T]) -> None:
-        """Takes a piece out without a charge; one that is not there any more is left alone."""
-        line = self._lines.get(waiting.job, deque())
-        if waiting in line:
-            line.remove(waiting)
-        if not line:
-            self._lines.pop(waiting.job, None)
+        """Remove a piece without a charge; does nothing if it was removed before."""
+        queue = self._queues.get(waiting.job, deque())
+        if waiting in queue:
+            queue.remove(waiting)
+        if not queue:
+            self._queues.pop(waiting.job, None)
             self._turns.leave(waiting.job)
 
-    def rest(self) -> None:
-        """Forgets who had how much: to be called when nothing waits and nothing runs."""
-        assert not self._lines, "what waits has its turn"
+    def reset(self) -> None:
+        """Reset virtual time; call it when nothing waits and nothing runs."""
+        assert not self._queues, "work still waits"
         self._turns = StartTimeFairQueue()
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """What a caller wants done, and where it waits for the result."""
+    """A caller's work, and the future of its result."""
 
     call: Callable[[], Any]
     answer: asyncio.Future[Any]
 
 
 class SelectionScheduler:
-    """Runs selections in threads, in an order that is fair to the jobs; one event loop uses it.
+    """Runs selections in threads, in an order that is fair to the jobs; used by one event loop.
 
-    A selection that has begun is not interrupted, so with one thread whoever comes waits for its end, however small its
-    own work is. More threads let small ones pass, and cost memory: each computes a selection of its own.
+    A running selection is not interrupted, so with one thread every other one waits for its end, however small. More
+    threads let small ones pass, and cost memory: each computes a selection of its own.
     """
 
     def __init__(self, threads: int) -> None:
@@ -112,12 +112,12 @@ class SelectionScheduler:
         self._closed = False
 
     async def run(self, job: str, cost: float, work: Callable[[], T]) -> T:
-        """Runs the work in a thread, with the caller's context variables, when it is the job's turn.
+        """Run the work in a thread, with the caller's context variables, when it is the job's turn.
 
-        A caller that is cancelled takes its work back; if it runs already, it runs to its end and nobody learns of it.
+        A caller that is cancelled takes its work back; if that runs already, it runs to its end and its result is lost.
 
         Args:
-            job: whose share it is taken from.
+            job: charged for the work.
             cost: how much work it is, relative to that of others.
             work: called once, in a thread.
 
@@ -137,7 +137,7 @@ class SelectionScheduler:
             self._queue.take_back(waiting)
 
     def close(self) -> None:
-        """Refuses new work, fails what waits, and blocks until what runs has ended."""
+        """Refuse new work, fail what waits, and block until what runs has ended."""
         self._closed = True
         while (waiting := self._queue.first()) is not None:
             self._queue.take_back(waiting)
@@ -147,7 +147,7 @@ class SelectionScheduler:
 
     def _start_what_fits(self) -> None:
         while self._running < self._threads and (first := self._queue.first()) is not None:
-            if first.item.answer.cancelled():  # its caller has not got round to taking it back
+            if first.item.answer.cancelled():  # its caller has not taken it back yet
                 self._queue.take_back(first)
                 continue
             self._queue.start(first)
@@ -155,7 +155,7 @@ class SelectionScheduler:
             running = asyncio.get_running_loop().run_in_executor(self._executor, first.item.call)
             running.add_done_callback(partial(self._finish, first.item.answer))
         if not self._running:
-            self._queue.rest()
+            self._queue.reset()
 
     def _finish(self, answer: asyncio.Future[Any], done: asyncio.Future[Any]) -> None:
         self._running -= 1
@@ -163,7 +163,7 @@ class SelectionScheduler:
         error = done.exception()
         if answer.cancelled():
             if error is not None:
-                _log.warning("work failed that nobody waits for", error=repr(error))
+                _log.warning("work of a cancelled call failed", error=repr(error))
         elif error is not None:
             answer.set_exception(error)
         else:

@@ -1,14 +1,13 @@
-"""One rank's rows of a super-batch as it submits them, and all that may be wrong with them."""
+"""What may be wrong with one rank's rows of a super-batch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jest_server.domain.errors import InvalidField
 from jest_server.domain.policies import policy_of
-from jest_server.domain.super_batches import MAX_KEY_BYTES, Submission
+from jest_server.domain.super_batches import MAX_KEY_BYTES
 from jest_wire.tensors import content_digest
 
 if TYPE_CHECKING:
@@ -16,44 +15,16 @@ if TYPE_CHECKING:
 
     from jest_server.domain.jobs import JobSpec
     from jest_server.domain.references import ReferenceInfo
+    from jest_server.domain.super_batches import Submission
 
 _MAX_LABEL_BYTES = 256
 
 
-@dataclass(frozen=True)
-class OfRank:
-    """What is one rank's, of one super-batch."""
-
-    job: str
-    super_batch_id: str
-    rank: int
-
-    def context(self) -> dict[str, str]:
-        """Returns the ids for errors and logs."""
-        return {"job": self.job, "super_batch_id": self.super_batch_id, "rank": str(self.rank)}
-
-
-@dataclass(frozen=True)
-class Rows(OfRank):
-    """One rank's rows of a super-batch as it submits them; see the contract for what is optional."""
-
-    world_size: int
-    keys: tuple[str, ...]
-    step: int | None = None
-    group_labels: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
-
-    def digest(self) -> str:
-        """Names the content."""
-        sources = (self.sources,) if self.sources else ()
-        return content_digest((), self.world_size, self.keys, self.step, self.group_labels, *sources)
-
-
 def check_rank(rank: int, world_size: int, spec: JobSpec) -> None:
-    """Refuses ranks that the job does not have.
+    """Refuse ranks that the job does not have.
 
     Raises:
-        InvalidField: If ``world_size`` is not the job's or ``rank`` lies outside it.
+        InvalidField: If `world_size` is not the job's or `rank` lies outside it.
     """
     if world_size != spec.world_size:
         raise InvalidField(
@@ -63,45 +34,41 @@ def check_rank(rank: int, world_size: int, spec: JobSpec) -> None:
         raise InvalidField(f"rank is {rank}, expected 0 to {world_size - 1}", field_name="rank")
 
 
-def submission_of(rows: Rows, spec: JobSpec, reference: ReferenceInfo | None) -> Submission:
-    """Returns the rows as the store keeps them.
+def check_submission(submission: Submission, spec: JobSpec, reference: ReferenceInfo | None) -> Submission:
+    """Return the submission as it is stored: checked, and with the job's reference model and its digest.
 
     Raises:
-        InvalidField: If a value cannot be, or fewer rows may be chosen than the sub-batch needs.
+        InvalidField: If a value is invalid, or fewer rows may be selected than the sub-batch needs.
     """
-    _check_lengths("example_keys", rows.keys, least=1, most=MAX_KEY_BYTES)
-    if rows.step is None and policy_of(spec.policy).is_scheduled:
+    _check_lengths("example_keys", submission.keys, least=1, most=MAX_KEY_BYTES)
+    if submission.step is None and policy_of(spec.policy).is_scheduled:
         raise InvalidField(
             f"step is not set, expected the training step: the policy of job {spec.name!r} has a schedule",
             field_name="step",
         )
-    _check_labels(rows, spec)
+    _check_labels(submission, spec)
     if spec.world_size == 1:  # otherwise only all ranks together know the super-batch
-        _check_enough(rows, spec)
-    return Submission(
-        job=rows.job,
-        super_batch_id=rows.super_batch_id,
-        rank=rows.rank,
-        world_size=rows.world_size,
-        reference=reference,
-        keys=rows.keys,
-        digest=rows.digest(),
-        step=rows.step,
-        group_labels=rows.group_labels,
-    )
+        _check_enough(submission, spec)
+    return submission.model_copy(update={"reference": reference, "digest": _digest(submission)})
 
 
-def _check_labels(rows: Rows, spec: JobSpec) -> None:
-    limit = spec.policy.max_per_group
-    if not rows.group_labels and limit is None:
+def _digest(submission: Submission) -> str:
+    sources = (submission.sources,) if submission.sources else ()
+    s = submission
+    return content_digest((), s.world_size, s.keys, s.step, s.group_labels, *sources)
+
+
+def _check_labels(submission: Submission, spec: JobSpec) -> None:
+    labels, limit = submission.group_labels, spec.policy.max_per_group
+    if not labels and limit is None:
         return
-    if len(rows.group_labels) != len(rows.keys):
+    if len(labels) != len(submission.keys):
         needed = "" if limit is None else f", because max_per_group of job {spec.name!r} is {limit}"
         raise InvalidField(
-            f"group_labels holds {len(rows.group_labels)} labels, expected {len(rows.keys)}: one for each row{needed}",
+            f"group_labels holds {len(labels)} labels, expected {len(submission.keys)}: one for each row{needed}",
             field_name="group_labels",
         )
-    _check_lengths("group_labels", rows.group_labels, least=0, most=_MAX_LABEL_BYTES)
+    _check_lengths("group_labels", labels, least=0, most=_MAX_LABEL_BYTES)
 
 
 def _check_lengths(field: str, texts: Sequence[str], *, least: int, most: int) -> None:
@@ -113,25 +80,27 @@ def _check_lengths(field: str, texts: Sequence[str], *, least: int, most: int) -
             )
 
 
-def _check_enough(rows: Rows, spec: JobSpec) -> None:
-    """Refuses a super-batch of one rank from which no sub-batch can be chosen."""
+def _check_enough(submission: Submission, spec: JobSpec) -> None:
+    """Refuse a super-batch of one rank from which no sub-batch can be selected."""
+    keys = submission.keys
     try:
         policy = policy_of(spec.policy)
-        if rows.step is not None:
-            policy = policy.at_step(rows.step, len(rows.keys))
-        needed = policy.resolve_sub_batch_size(len(rows.keys))
+        if submission.step is not None:
+            policy = policy.at_step(submission.step, len(keys))
+        needed = policy.resolve_sub_batch_size(len(keys))
     except ValueError as error:
         raise InvalidField(f"example_keys: {error}", field_name="example_keys") from error
-    if len(set(rows.keys)) < needed:
+    distinct = len(set(keys))
+    if distinct < needed:
         raise InvalidField(
-            f"example_keys holds {len(set(rows.keys))} distinct keys, expected at least the sub-batch ({needed}): "
+            f"example_keys holds {distinct} distinct keys, expected at least the sub-batch ({needed}): "
             "at most one of the rows with equal keys can be chosen",
             field_name="example_keys",
         )
     limit = spec.policy.max_per_group
     if limit is None:
         return
-    counts = Counter(rows.group_labels)
+    counts = Counter(submission.group_labels)
     allowed = counts.pop("", 0) + sum(min(count, limit) for count in counts.values())
     if allowed < needed:
         raise InvalidField(

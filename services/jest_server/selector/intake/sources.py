@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 
     from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.sources import AllowedSources
-    from jest_server.selector.intake.request import Rows
+    from jest_server.domain.super_batches import Submission
 
 
-def check_sources(rows: Rows, allowed: AllowedSources) -> None:
-    """Refuses sources that scorers would refuse, before anything is stored.
+def check_sources(submission: Submission, allowed: AllowedSources) -> None:
+    """Refuse sources that scorers would refuse, before anything is stored.
 
     Raises:
         InvalidField: Naming the first that may not be read.
     """
-    if rows.sources and len(rows.sources) != len(rows.keys):
+    if submission.sources and len(submission.sources) != len(submission.keys):
         raise InvalidField(
-            f"example_sources holds {len(rows.sources)} sources, expected {len(rows.keys)}: one for each row, or none",
+            f"example_sources holds {len(submission.sources)} sources, expected {len(submission.keys)}: "
+            "one for each row, or none",
             field_name="example_sources",
         )
-    for row, source in enumerate(rows.sources):
+    for row, source in enumerate(submission.sources):
         if source:
             try:
                 allowed.check(source)
@@ -40,20 +41,20 @@ def check_sources(rows: Rows, allowed: AllowedSources) -> None:
 
 
 def shards_of_sources(
-    rows: Rows, positions: Sequence[int], reference: ReferenceInfo, *, shard_examples: int
+    submission: Submission, positions: Sequence[int], reference: ReferenceInfo, *, shard_examples: int
 ) -> tuple[str, list[Shard]]:
-    """Returns a digest of what is to be read, and shards of it; what lies in one tar lies together."""
-    ordered = sorted(positions, key=lambda row: rows.sources[row])
-    digest = content_digest((), list(positions), [rows.sources[row] for row in positions])
+    """Return a digest of what is to be read, and shards of it; what lies in one tar lies together."""
+    ordered = sorted(positions, key=lambda row: submission.sources[row])
+    digest = content_digest((), list(positions), [submission.sources[row] for row in positions])
     return digest, [
         Shard(
-            shard_id=f"{rows.rank}-{digest[:16]}-{number:06d}",
-            job=rows.job,
-            super_batch_id=rows.super_batch_id,
+            shard_id=f"{submission.rank}-{digest[:16]}-{number:06d}",
+            job=submission.job,
+            super_batch_id=submission.super_batch_id,
             reference_model=reference.name,
             reference_version=reference.version,
-            keys=tuple(rows.keys[row] for row in piece),
-            features=blobs.pack({"sources": [rows.sources[row] for row in piece]}),
+            keys=tuple(submission.keys[row] for row in piece),
+            features=blobs.pack({"sources": [submission.sources[row] for row in piece]}),
             traceparent=tracing.traceparent(),
         )
         for number, piece in enumerate(chunked(ordered, shard_examples))

@@ -1,7 +1,7 @@
-"""Pair-loss matrices in scratch files: as large as the disk allows, without a copy in this process's memory.
+"""Pair-loss matrices in temporary files: as large as the disk allows, without a copy in this process's memory.
 
-A file has no name, so that it goes with the process however that ends. Its disk space is given back as soon as no call
-and no assembly holds its matrix, also when the error that ended them still refers to it.
+A file has no name, so that it goes with the process however that ends. Its disk space is freed as soon as no call and
+no pending selection uses its matrix, even if the error that ended them still refers to it.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ import os
 import tempfile
 from collections import defaultdict
 from contextlib import suppress
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from jest_server.domain.errors import Conflict, QueueFull
+from jest_server.selector.threads import run_uncancelled
 from jest_wire.tensors import DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from jest_server.domain.super_batches import SuperBatchRef
     from jest_wire.learner_outputs import Tile
 
-P = ParamSpec("P")
-T = TypeVar("T")
 SCRATCH_FULL_RETRY_S = 5.0
 
 
-class ScratchMatrix:
-    """``[size, size]`` losses, memory-mapped; to be opened before its first use and closed after the last."""
+class SpilledMatrix:
+    """`[size, size]` losses, memory-mapped; to be opened before its first use and closed after the last."""
 
     def __init__(self, size: int, datatype: str) -> None:
         self.size = size
         self.datatype = datatype
         self.nbytes = matrix_bytes(size, datatype)
         self.receiving: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """By rank: held by the call whose rows come in."""
-        self.holders = 0
-        """Calls that bring rows, and rows that an assembly has."""
+        """By rank: held by the call that is receiving its rows."""
+        self.refcount = 0
+        """Calls that are receiving rows, and ranks whose rows a pending selection has."""
         self.values = torch.empty(0, 0)
         self._mapped: mmap.mmap | None = None
 
     def open(self, folder: Path | None) -> None:
-        """Takes the disk space, all of it, so that writing cannot fail.
+        """Allocate all the disk space, so that writing cannot fail.
 
         Raises:
             OSError: If there is not enough space.
@@ -58,7 +58,7 @@ class ScratchMatrix:
         self.values = torch.frombuffer(self._mapped, dtype=dtype).view(self.size, self.size)
 
     def close(self) -> None:
-        """Gives the disk space back. Who still reads the values finds zeros."""
+        """Free the disk space; a remaining view of the values reads zeros."""
         if self._mapped is None:
             return
         if hasattr(mmap, "MADV_REMOVE"):
@@ -69,7 +69,7 @@ class ScratchMatrix:
         self.values = torch.empty(0, 0)
 
     def write(self, tile: Tile, losses: torch.Tensor) -> tuple[int, int] | None:
-        """Puts a tile's losses in place, unless one is no number: then its row and column in the tile are returned."""
+        """Write a tile's losses; if one is not finite, write none and return its row and column in the tile."""
         lowest, highest = torch.aminmax(losses)
         if not bool(lowest.isfinite() & highest.isfinite()):
             row, column = losses.isfinite().logical_not().nonzero()[0].tolist()
@@ -78,99 +78,82 @@ class ScratchMatrix:
         return None
 
 
-class ScratchMatrices:
-    """The pair-loss matrices of super-batches in flight, one each, for as long as anybody holds it."""
+class SpilledMatrices:
+    """The pair-loss matrices of super-batches in flight, one each, counted by reference."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._by_id: dict[tuple[str, str], ScratchMatrix] = {}
+        self._by_ref: dict[SuperBatchRef, SpilledMatrix] = {}
         self._opening = asyncio.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Disk space that they take."""
-        return sum(matrix.nbytes for matrix in self._by_id.values())
+        """Disk space that they use."""
+        return sum(matrix.nbytes for matrix in self._by_ref.values())
 
-    async def hold(
-        self,
-        job: str,
-        super_batch_id: str,
-        size: int,
-        datatype: str,
-        require_room: Callable[[int, dict[str, str]], None],
-    ) -> ScratchMatrix:
-        """Returns the super-batch's matrix, made now unless another rank's call did; to be let go of.
+    async def acquire(
+        self, ref: SuperBatchRef, size: int, datatype: str, require_room: Callable[[int, dict[str, str]], None]
+    ) -> SpilledMatrix:
+        """Return the super-batch's matrix, opened now unless another rank's call did; the caller has to release it.
 
         Args:
-            job: With ``super_batch_id``, what the matrix belongs to.
-            super_batch_id: See ``job``.
+            ref: What the matrix belongs to.
             size: Rows of all ranks.
             datatype: Of its elements.
-            require_room: Called with bytes and ids before a matrix is made; it may refuse.
+            require_room: Called with bytes and error metadata before a matrix is opened; it may refuse.
 
         Raises:
             Conflict: If another rank sends losses of another datatype, or rows of a deleted job still come in.
-            QueueFull: If the disk is full, or ``require_room`` refuses.
+            QueueFull: If the disk is full, or `require_room` refuses.
         """
-        key = (job, super_batch_id)
-        context = {"job": job, "super_batch_id": super_batch_id}
         async with self._opening:
-            matrix = self._by_id.get(key)
+            matrix = self._by_ref.get(ref)
             if matrix is None:
-                matrix = ScratchMatrix(size, datatype)
-                require_room(matrix.nbytes, context)
-                self._by_id[key] = matrix
+                matrix = SpilledMatrix(size, datatype)
+                require_room(matrix.nbytes, ref.metadata)
+                self._by_ref[ref] = matrix
                 try:
-                    await self._open(matrix, context)
+                    await self._open(matrix, ref)
                 except BaseException:
-                    del self._by_id[key]
+                    del self._by_ref[ref]
                     matrix.close()
                     raise
             elif (matrix.datatype, matrix.size) != (datatype, size):
                 raise Conflict(
                     f"the ranks' learners differ: this rank announces pair losses in {datatype} of {size} rows, "
                     f"another in {matrix.datatype} of {matrix.size}",
-                    context,
+                    ref.metadata,
                 )
-            matrix.holders += 1
+            matrix.refcount += 1
         return matrix
 
-    def let_go(self, job: str, super_batch_id: str, matrix: ScratchMatrix) -> None:
-        """Takes back one hold of a matrix; the last one closes it."""
-        matrix.holders -= 1
-        if not matrix.holders:
-            del self._by_id[job, super_batch_id]
+    def release(self, ref: SuperBatchRef, matrix: SpilledMatrix) -> None:
+        """Drop one reference to a matrix; the last one closes it."""
+        matrix.refcount -= 1
+        if not matrix.refcount:
+            del self._by_ref[ref]
             matrix.close()
 
-    async def _open(self, matrix: ScratchMatrix, context: dict[str, str]) -> None:
+    async def _open(self, matrix: SpilledMatrix, ref: SuperBatchRef) -> None:
         try:
-            await to_the_end(matrix.open, self._folder)
+            await run_uncancelled(matrix.open, self._folder)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise QueueFull(
                 f"the pair losses need a scratch file of {matrix.nbytes} bytes, and its disk is full",
-                context,
+                ref.metadata,
                 retry_after_s=SCRATCH_FULL_RETRY_S,
             ) from error
 
 
 def matrix_bytes(size: int, datatype: str) -> int:
-    """Bytes of a square matrix of so many rows."""
+    """Return the bytes of a square matrix of `size` rows."""
     return size * size * DATATYPES[datatype].numpy.itemsize
 
 
-async def to_the_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Works in a thread; who is cancelled meanwhile still waits for its end, and leaves nobody at work behind."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
-    try:
-        return await asyncio.shield(task)
-    finally:
-        await asyncio.wait([task])
-
-
 def _take_space(file: int, nbytes: int) -> None:
-    """Makes the file so large; without space taken, a full disk would end the process when a page is first touched."""
+    """Make the file that large; if space were not allocated, a full disk would kill the process on the first access."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, nbytes)
     else:

@@ -7,8 +7,11 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from jest_server.domain.chunked import chunked
 from jest_server.domain.embedding_codec import CODECS, decoded
+from jest_server.domain.ports import EmbeddingCache
 from jest_server.domain.storage import CacheStats, Lease
 from jest_server.stores.tenant_cache import for_job
 
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jest_server.domain.embedding_codec import Precision
-    from jest_server.domain.ports import EmbeddingCache
     from jest_server.domain.references import ReferenceInfo
 
 _BATCH = 1000
@@ -25,7 +27,7 @@ DEFAULT_MAX_BYTES = 1 << 30
 Key = tuple[str, str, str, str]
 
 
-class MemoryEmbeddingCache:
+class MemoryEmbeddingCache(EmbeddingCache):
     """Reference embeddings in a dictionary of at most ``max_bytes`` of values."""
 
     def __init__(
@@ -39,12 +41,12 @@ class MemoryEmbeddingCache:
         self._leases: dict[Key, tuple[str, float]] = {}
         self._hits = self._misses = self._evicted = 0
 
-    def of_job(self, job: str) -> EmbeddingCache:
-        """See the port."""
+    @override
+    def for_tenant_of(self, job: str) -> EmbeddingCache:
         return for_job(self, job, shared=self._shared)
 
+    @override
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
-        """See the port."""
         found: list[bytes | None] = []
         for batch in chunked(keys, _BATCH):
             held = [self._touched(_key(reference, key)) for key in batch]
@@ -52,8 +54,8 @@ class MemoryEmbeddingCache:
             await asyncio.sleep(0)  # nobody else of this event loop should wait for all of them
         return found
 
+    @override
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
-        """See the port."""
         width = reference.embedding_width
         kept = []
         for key, value in zip(values, self._codec.encode(list(values.values()), width), strict=True):
@@ -67,10 +69,10 @@ class MemoryEmbeddingCache:
             self._evicted += 1
         return dict(zip(values, self._codec.decode(kept, width), strict=True))
 
+    @override
     async def take(
         self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
     ) -> list[bytes | Lease]:
-        """See the port."""
         taken: list[bytes | Lease] = []
         for batch in chunked(keys, _BATCH):
             names = [_key(reference, key) for key in batch]
@@ -82,18 +84,18 @@ class MemoryEmbeddingCache:
             await asyncio.sleep(0)
         return taken
 
+    @override
     async def renew(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float) -> None:
-        """See the port."""
         for name in self._held(reference, keys, owner):
             self._leases[name] = owner, time.monotonic() + ttl_s
 
-    async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
-        """See the port."""
+    @override
+    async def release_leases(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
         for name in self._held(reference, keys, owner):
             del self._leases[name]
 
+    @override
     async def stats(self) -> CacheStats:
-        """See the port."""
         return CacheStats(
             values=len(self._values) + len(self._leases),
             used_bytes=self._held_bytes,
@@ -103,11 +105,13 @@ class MemoryEmbeddingCache:
             evicted=self._evicted,
         )
 
+    @override
     async def ping(self) -> None:
-        """See the port."""
+        return
 
+    @override
     async def close(self) -> None:
-        """See the port."""
+        return
 
     def _leased(self, name: Key, owner: str, ttl_s: float) -> Lease:
         holder, until = self._leases.get(name, (owner, 0.0))

@@ -1,4 +1,4 @@
-"""The line in which shards wait for one version of a reference model, in this process's memory: see lua/turns.lua."""
+"""The queue of shards that wait for one version of a reference model, in this process's memory: see lua/turns.lua."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Place = tuple[float, str, str]
 """Deadline, name, and the store's own handle of a shard, in the order in which a job's shards are served."""
 
 
-class Line:
-    """Jobs take weighted turns; inside a job the earliest deadline is first."""
+class ModelQueue:
+    """Jobs share by weight; inside a job the earliest deadline is first."""
 
     def __init__(self) -> None:
         self._turns = StartTimeFairQueue()
         self._waiting: dict[str, list[Place]] = {}
 
     def put(self, job: str, place: Place) -> None:
-        """Lets a shard wait."""
+        """Add a shard."""
         insort(self._waiting.setdefault(job, []), place)
         self._turns.join(job)
 
     def take_out(self, job: str, place: Place) -> None:
-        """Takes a shard out that nobody is going to take."""
+        """Remove a waiting shard without charging its job."""
         self._waiting[job].remove(place)
         self._leave_if_done(job)
 
     def take_first(self, weight_of: Callable[[str], float]) -> Place | None:
-        """Takes the shard whose turn it is; None if none waits."""
+        """Remove and return the next shard; None if none waits."""
         job = self._turns.first()
         if job is None:
             return None
@@ -42,7 +42,7 @@ class Line:
         return place
 
     def forget(self, job: str) -> None:
-        """Leaves nothing of a job with no shard here."""
+        """Forget the virtual time of a job that has no shard here."""
         self._turns.forget(job)
 
     def _leave_if_done(self, job: str) -> None:

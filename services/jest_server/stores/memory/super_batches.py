@@ -1,60 +1,71 @@
-"""SuperBatchStore in this process's memory: for unit tests, and for machines without Redis or Valkey.
-
-The same promises as the real one, except that everything is gone with the process. Its parts lie as the real one's do.
-"""
+"""Super-batches in flight in this process's memory: what was submitted and uploaded, results, and events."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from jest_server.domain.errors import JobUnknown
-from jest_server.domain.super_batches import SubmitStatus, SuperBatch, UploadStatus
-from jest_server.stores.memory.decisions import MemoryOutcomes
+from jest_server.domain.ports import SuperBatchStore
+from jest_server.domain.super_batches import SubmitResult, SubmitStatus, SuperBatch, SuperBatchEvent, UploadStatus
 from jest_server.stores.memory.state import InFlight
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from jest_server.domain.shards import Shard, ShardResult
-    from jest_server.domain.super_batches import Limits, Submission
+    from jest_server.domain.super_batches import Limits, Submission, SuperBatchRef
+    from jest_server.stores.memory.state import MemoryState
+
+EVENTS_KEPT = 4096
+"""Events that a listener has not taken yet; beyond these the oldest are dropped."""
 
 
-class MemorySuperBatchStore(MemoryOutcomes):
-    """Super-batches in flight; what becomes of them, jobs, and the queue of shards are in the base classes."""
+class MemorySuperBatchStore(SuperBatchStore):
+    """The selector's view of the shared state."""
 
-    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
-        """See the port."""
-        state = self._jobs.get(submission.job)
-        if state is None:
+    def __init__(self, state: MemoryState) -> None:
+        self._state = state
+
+    @override
+    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitResult:
+        job = self._state.jobs.get(submission.job)
+        if job is None:
             raise JobUnknown(f"job {submission.job!r} does not exist any more", {"job": submission.job})
-        if await self.get_decision(submission.job, submission.super_batch_id):
-            return SubmitStatus.DECIDED
-        if submission.super_batch_id in state.letters:
-            return SubmitStatus.DEAD
-        held = state.in_flight.get(submission.super_batch_id)
+        job.expire_decisions()
+        if submission.super_batch_id in job.decisions:
+            return SubmitResult(SubmitStatus.DECIDED)
+        if submission.super_batch_id in job.letters:
+            return SubmitResult(SubmitStatus.DEAD)
+        held = job.in_flight.get(submission.super_batch_id)
         if held is None:
-            full = limits.whose_is_reached(self._held_by(submission.job, lambda _: 1), more=1)
+            full = limits.first_exceeded(self._state.sums(submission.job, lambda _: 1), more=1)
             if full is not None:
-                return SubmitStatus(full)
+                return SubmitResult(SubmitStatus(full))
             held = InFlight(submission.reference, submission.world_size, submission.step, now_s, now_s + ttl_s)
-            state.in_flight[submission.super_batch_id] = held
-            state.add(submitted=1, in_flight=1)
-        elif (held.world_size, held.step) != (submission.world_size, submission.step):
-            return SubmitStatus.CONFLICT
+            job.in_flight[submission.super_batch_id] = held
+            job.add(submitted=1, in_flight=1)
         earlier = held.submissions.get(submission.rank)
-        if earlier is not None:
-            return SubmitStatus.REPEATED if earlier.digest == submission.digest else SubmitStatus.CONFLICT
-        held.submissions[submission.rank] = submission.model_copy(update={"reference": held.reference})
-        return SubmitStatus.ACCEPTED
+        agrees = (held.world_size, held.step) == (submission.world_size, submission.step)
+        if not agrees or (earlier is not None and earlier.digest != submission.digest):
+            return SubmitResult(SubmitStatus.CONFLICT, held.reference, held.step)
+        if earlier is None:
+            held.submissions[submission.rank] = submission.model_copy(update={"reference": held.reference})
+            return SubmitResult(SubmitStatus.ACCEPTED, held.reference, held.step)
+        uploads = held.uploads.get(submission.rank, {}).values()
+        uploaded = frozenset(position for positions in uploads for position in positions)
+        return SubmitResult(SubmitStatus.REPEATED, held.reference, held.step, uploaded)
 
-    async def get_super_batch(self, job: str, super_batch_id: str) -> SuperBatch | None:
-        """See the port."""
-        held = self._held(job, super_batch_id)
+    @override
+    async def get_super_batch(self, ref: SuperBatchRef) -> SuperBatch | None:
+        held = self._state.in_flight(ref)
         if held is None:
             return None
         return SuperBatch(
-            job=job,
-            super_batch_id=super_batch_id,
+            job=ref.job,
+            super_batch_id=ref.super_batch_id,
             world_size=held.world_size,
             reference=held.reference,
             created_at_s=held.created_at_s,
@@ -64,10 +75,16 @@ class MemorySuperBatchStore(MemoryOutcomes):
             pending_shards=len(held.tokens),
         )
 
+    @override
+    async def row_counts(self, ref: SuperBatchRef, ranks: Iterable[int]) -> dict[int, int]:
+        held = self._state.in_flight(ref)
+        submissions = {} if held is None else held.submissions
+        return {rank: len(submissions[rank].keys) for rank in ranks if rank in submissions}
+
+    @override
     async def add_upload(
         self,
-        job: str,
-        super_batch_id: str,
+        ref: SuperBatchRef,
         rank: int,
         *,
         digest: str,
@@ -75,28 +92,38 @@ class MemorySuperBatchStore(MemoryOutcomes):
         shards: Sequence[Shard],
         limits: Limits,
     ) -> UploadStatus:
-        """See the port."""
-        held = self._held(job, super_batch_id)
+        held = self._state.in_flight(ref)
         if held is None:
             return UploadStatus.GONE
         uploads = held.uploads.setdefault(rank, {})
         if digest in uploads:
             return UploadStatus.REPEATED
-        full = limits.whose_is_reached(await self.bytes_held(job), more=sum(len(shard.features) for shard in shards))
+        full = limits.first_exceeded(await self.bytes_held(ref.job), more=sum(len(shard.features) for shard in shards))
         if full is not None:
             return UploadStatus(full)
         uploads[digest] = positions
         for shard in shards:
-            self._enqueue(held, shard)
+            self._state.enqueue(held, shard)
         return UploadStatus.ACCEPTED
 
-    async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
-        """See the port."""
-        held = self._held(job, super_batch_id)
+    @override
+    async def get_results(self, ref: SuperBatchRef) -> list[ShardResult]:
+        held = self._state.in_flight(ref)
         return [] if held is None else list(held.results.values())
 
+    @override
     async def bytes_held(self, job: str) -> Limits:
-        """See the port."""
-        return self._held_by(
-            job, lambda held: sum(len(self._queue[token].shard.features) for token in held.tokens.values())
+        queued = self._state.queued
+        return self._state.sums(
+            job, lambda held: sum(len(queued[token].shard.features) for token in held.tokens.values())
         )
+
+    @override
+    async def events(self) -> AsyncIterator[SuperBatchEvent]:
+        mailbox: asyncio.Queue[SuperBatchEvent] = asyncio.Queue(EVENTS_KEPT)
+        self._state.listeners.add(mailbox)
+        try:
+            while True:
+                yield await mailbox.get()
+        finally:
+            self._state.listeners.discard(mailbox)

@@ -49,7 +49,7 @@ _REFUSALS = ("BUSY", "MISCONF", "NOREPLICAS")
 
 
 def connect(url: str) -> Redis:
-    """Returns a client that connects lazily. It sets no limit on answers: that is for ``answering``.
+    """Returns a client that connects lazily. It sets no limit on answers: that is for `translate_redis_errors`.
 
     The library's own limit sends through ``asyncio.wait_for``, which up to Python 3.11 may swallow a cancellation
     (python/cpython#86296): a task that should end would go on.
@@ -95,8 +95,8 @@ async def run(pipe: Pipeline) -> list[Any]:
 
 
 @asynccontextmanager
-async def answering(what: str, *, blocking_s: float = 0.0) -> AsyncIterator[None]:
-    """StartTimeFairQueue every way of not answering into StoreUnavailable, silence for longer than the limit included.
+async def translate_redis_errors(what: str, *, blocking_s: float = 0.0) -> AsyncIterator[None]:
+    """Turn every failure of the server to answer, silence beyond the time limit included, into `StoreUnavailable`.
 
     Args:
         what: "queue" or "cache".

@@ -1,46 +1,47 @@
-"""What becomes of super-batches, in Redis: decisions, dead letters, and dead letters in flight again."""
+"""How super-batches leave flight, in Redis: decisions, dead letters, and requeued dead letters."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
+from typing_extensions import override
 
 from jest_server.domain.dead_letters import DeadLetter, RequeueStatus
 from jest_server.domain.decisions import DECISIONS_KEPT, Decision
 from jest_server.domain.errors import DeadLettered, SuperBatchUnknown
-from jest_server.domain.references import ReferenceInfo
-from jest_server.stores.redis.connection import answering, milliseconds, run, script, text
-from jest_server.stores.redis.jobs import RedisRegistry
-from jest_server.stores.redis.keys import DEFAULT_PREFIX, GROUP, line_of
+from jest_server.domain.ports import DecisionLog
+from jest_server.domain.super_batches import SuperBatchRef
+from jest_server.stores.redis.connection import milliseconds, run, text, translate_redis_errors
+from jest_server.stores.redis.keys import BACKSTOP_S, GROUP, line_of, ref_of
+from jest_server.stores.redis.references import REFERENCE, versions_of
 
 if TYPE_CHECKING:
+    from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.super_batches import Limits
+    from jest_server.stores.redis.context import RedisContext
 
-BACKSTOP_S = 3600.0
-"""How much longer than its super-batch anything may live."""
 LETTERS_KEPT = 1000
 LETTERS_KEEP_S = 30 * 86400.0
 SET_ASIDE_KEPT = 100
 SET_ASIDE_KEEP_S = 86400.0
 """Of how many of a job's dead letters, and for how long, it is kept what was submitted."""
 _SWEEP = 100
-REFERENCE: TypeAdapter[ReferenceInfo | None] = TypeAdapter(ReferenceInfo | None)
 
 
-class RedisOutcomes(RedisRegistry):
-    """How super-batches leave flight, and what is kept of them."""
+class RedisDecisionLog(DecisionLog):
+    """One record of each decision with an index by its end, and dead letters in a hash for each job."""
 
-    def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX) -> None:
-        super().__init__(url, prefix=prefix)
-        self._decide = script(self._client, "turns", "usage", "let_go", "decide")
-        self._dead_letter = script(self._client, "turns", "usage", "let_go", "dead_letter")
-        self._requeue = script(self._client, "usage", "requeue")
+    def __init__(self, context: RedisContext) -> None:
+        self._context = context
+        self._client, self._keys = context.client, context.keys
+        self._decide = context.script("turns", "usage", "let_go", "decide")
+        self._dead_letter = context.script("turns", "usage", "let_go", "dead_letter")
+        self._requeue = context.script("usage", "requeue")
 
+    @override
     async def decide(self, decision: Decision, *, keep_s: float, keep_count: int = DECISIONS_KEPT) -> Decision:
-        """See the port."""
-        job, super_batch_id = decision.job, decision.super_batch_id
+        ref = decision.ref
         increments = {
             "selected": 1,
             "in_flight": -1,
@@ -50,17 +51,17 @@ class RedisOutcomes(RedisRegistry):
             "cache_hits": decision.cache_hits,
             "reference_inferences": decision.reference_inferences,
         }
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             recorded = await self._decide(
                 keys=[
-                    self._keys.decision(job, super_batch_id),
-                    self._keys.decided(job),
-                    self._keys.dead(job),
-                    self._keys.counters(job),
+                    self._keys.decision(ref),
+                    self._keys.decided(ref.job),
+                    self._keys.dead(ref.job),
+                    self._keys.counters(ref.job),
                 ],
                 args=[
-                    job,
-                    super_batch_id,
+                    ref.job,
+                    ref.super_batch_id,
                     decision.model_dump_json(),
                     milliseconds(keep_s),
                     GROUP,
@@ -69,60 +70,61 @@ class RedisOutcomes(RedisRegistry):
                     *(part for pair in increments.items() for part in pair),
                 ],
             )
-        context = {"job": job, "super_batch_id": super_batch_id}
         if recorded == b"dead":
-            raise DeadLettered(f"super-batch {super_batch_id!r} of job {job!r} was set aside", context)
+            raise DeadLettered(f"{ref} was set aside", ref.metadata)
         if recorded == b"unknown":
-            raise SuperBatchUnknown(f"super-batch {super_batch_id!r} of job {job!r} is not in flight", context)
+            raise SuperBatchUnknown(f"{ref} is not in flight", ref.metadata)
         return Decision.model_validate_json(recorded)
 
-    async def get_decision(self, job: str, super_batch_id: str) -> Decision | None:
-        """See the port."""
-        async with answering("queue"):
-            held = await self._client.get(self._keys.decision(job, super_batch_id))
+    @override
+    async def get_decision(self, ref: SuperBatchRef) -> Decision | None:
+        async with translate_redis_errors("queue"):
+            held = await self._client.get(self._keys.decision(ref))
         return None if held is None else Decision.model_validate_json(held)
 
+    @override
     async def list_decisions(self, job: str, *, before: str, limit: int) -> tuple[list[Decision], str]:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             indexed: Any = await self._client.zrange(self._keys.decided(job), 0, -1, desc=True, withscores=True)
         found = sorted((_place(int(ends_ms), text(name)) for name, ends_ms in indexed), reverse=True)
         page = [place for place in found if not before or place < before][: limit + 1]
         names = [place.partition(":")[2] for place in page[:limit]]
-        async with answering("queue"):
-            held: Any = await self._client.mget([self._keys.decision(job, n) for n in names]) if names else []
+        async with translate_redis_errors("queue"):
+            held: Any = (
+                await self._client.mget([self._keys.decision(SuperBatchRef(job, n)) for n in names]) if names else []
+            )
         kept = [Decision.model_validate_json(record) for record in held if record is not None]
         return kept, page[limit - 1] if len(page) > limit else ""
 
-    async def get_dead_letter(self, job: str, super_batch_id: str) -> DeadLetter | None:
-        """See the port."""
-        async with answering("queue"):
-            held = await self._client.hget(self._keys.dead(job), super_batch_id)
+    @override
+    async def get_dead_letter(self, ref: SuperBatchRef) -> DeadLetter | None:
+        async with translate_redis_errors("queue"):
+            held = await self._client.hget(self._keys.dead(ref.job), ref.super_batch_id)
         return None if held is None else DeadLetter.model_validate_json(held)
 
+    @override
     async def list_dead_letters(self, job: str, *, limit: int) -> list[DeadLetter]:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             ids: Any = await self._client.zrevrange(self._keys.dead_order(job), 0, limit - 1) if limit else []
             held = await self._client.hmget(self._keys.dead(job), ids) if ids else []
         return [DeadLetter.model_validate_json(letter) for letter in held if letter is not None]
 
+    @override
     async def dead_letter(self, letter: DeadLetter) -> bool:
-        """See the port."""
-        job, super_batch_id = letter.job, letter.super_batch_id
-        async with answering("queue"):
+        ref = letter.ref
+        async with translate_redis_errors("queue"):
             return bool(
                 await self._dead_letter(
                     keys=[
-                        self._keys.dead(job),
-                        self._keys.dead_order(job),
-                        self._keys.counters(job),
-                        self._keys.super_batch(job, super_batch_id),
-                        self._keys.set_aside(job, super_batch_id),
+                        self._keys.dead(ref.job),
+                        self._keys.dead_order(ref.job),
+                        self._keys.counters(ref.job),
+                        self._keys.super_batch(ref),
+                        self._keys.set_aside(ref),
                     ],
                     args=[
-                        job,
-                        super_batch_id,
+                        ref.job,
+                        ref.super_batch_id,
                         letter.model_dump_json(),
                         letter.at_s,
                         LETTERS_KEPT,
@@ -135,39 +137,32 @@ class RedisOutcomes(RedisRegistry):
                 )
             )
 
-    async def drop_dead_letter(self, job: str, super_batch_id: str) -> bool:
-        """See the port."""
-        async with answering("queue"), self._client.pipeline(transaction=True) as pipe:
-            pipe.hdel(self._keys.dead(job), super_batch_id)
-            pipe.zrem(self._keys.dead_order(job), super_batch_id)
-            pipe.unlink(self._keys.set_aside(job, super_batch_id))
+    @override
+    async def drop_dead_letter(self, ref: SuperBatchRef) -> bool:
+        async with translate_redis_errors("queue"), self._client.pipeline(transaction=True) as pipe:
+            pipe.hdel(self._keys.dead(ref.job), ref.super_batch_id)
+            pipe.zrem(self._keys.dead_order(ref.job), ref.super_batch_id)
+            pipe.unlink(self._keys.set_aside(ref))
             return bool((await run(pipe))[0])
 
+    @override
     async def requeue(
-        self,
-        job: str,
-        super_batch_id: str,
-        reference: ReferenceInfo | None,
-        *,
-        limits: Limits,
-        ttl_s: float,
-        now_s: float,
+        self, ref: SuperBatchRef, reference: ReferenceInfo | None, *, limits: Limits, ttl_s: float, now_s: float
     ) -> RequeueStatus:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             status = await self._requeue(
                 keys=[
-                    self._keys.dead(job),
-                    self._keys.dead_order(job),
-                    self._keys.counters(job),
-                    self._keys.super_batch(job, super_batch_id),
-                    self._keys.set_aside(job, super_batch_id),
+                    self._keys.dead(ref.job),
+                    self._keys.dead_order(ref.job),
+                    self._keys.counters(ref.job),
+                    self._keys.super_batch(ref),
+                    self._keys.set_aside(ref),
                     self._keys.in_flight,
                     self._keys.usage,
                 ],
                 args=[
-                    job,
-                    super_batch_id,
+                    ref.job,
+                    ref.super_batch_id,
                     now_s,
                     now_s + ttl_s,
                     limits.job,
@@ -180,56 +175,55 @@ class RedisOutcomes(RedisRegistry):
             )
         return RequeueStatus(text(status))
 
+    @override
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
-        """See the port."""
         letters = []
         while overdue := await self._overdue(now_s):
-            for job, super_batch_id in overdue:
-                letter = DeadLetter.expired(job, super_batch_id, at_s=now_s)
+            for ref in overdue:
+                letter = DeadLetter.expired(ref, at_s=now_s)
                 if await self.dead_letter(letter):
                     letters.append(letter)
         return letters
 
+    @override
     async def dead_letter_unserved(self, *, grace_s: float, now_s: float) -> list[DeadLetter]:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             lines: Any = await self._client.hgetall(self._keys.lines)
         letters = []
         for line, held in lines.items():
             meant = json.loads(held)
-            versions = await self._versions(meant["model"])
+            versions = await versions_of(self._context, meant["model"])
             own = [version for version in versions if version.info.version == meant["version"]]
             current = [version.info.version for version in versions if version.served]
             if not current or any(version.unserved_s < grace_s for version in own):
                 continue
-            for job, super_batch_id in await self._in_line(text(line)):
-                letter = DeadLetter.unserved(job, super_batch_id, **meant, current=current, at_s=now_s)
+            for ref in await self._in_line(text(line)):
+                letter = DeadLetter.unserved(ref, **meant, current=current, at_s=now_s)
                 if await self.dead_letter(letter):
                     letters.append(letter)
             if not own:
-                async with answering("queue"):
+                async with translate_redis_errors("queue"):
                     await self._client.hdel(self._keys.lines, line)
         return letters
 
-    async def _in_line(self, line: str) -> set[tuple[str, str]]:
-        """Super-batches with shards that wait in a line or are being scored."""
-        async with answering("queue"):
+    async def _in_line(self, line: str) -> set[SuperBatchRef]:
+        """Return the super-batches with shards that wait in a model queue or are being scored."""
+        async with translate_redis_errors("queue"):
             jobs: Any = await self._client.zrange(self._keys.turns(line), 0, -1)
             taken: Any = await self._client.xrange(self._keys.shards(line))
-        found = {(text(fields[b"job"]), text(fields[b"id"])) for _, fields in taken}
+        found = {SuperBatchRef(text(fields[b"job"]), text(fields[b"id"])) for _, fields in taken}
         for job in map(text, jobs):
-            async with answering("queue"):
+            async with translate_redis_errors("queue"):
                 shards: Any = await self._client.zrange(self._keys.waiting(line, job), 0, -1)
-            found |= {(job, text(shard).partition("/")[0]) for shard in shards}
+            found |= {ref_of(f"{job}/{text(shard)}") for shard in shards}
         return found
 
-    async def _overdue(self, now_s: float) -> list[tuple[str, str]]:
-        async with answering("queue"):
+    async def _overdue(self, now_s: float) -> list[SuperBatchRef]:
+        async with translate_redis_errors("queue"):
             members: list[Any] = await self._client.zrange(
                 self._keys.in_flight, "-inf", now_s, byscore=True, offset=0, num=_SWEEP
             )
-        parts = (text(found).partition("/") for found in members)
-        return [(job, super_batch_id) for job, _, super_batch_id in parts]
+        return [ref_of(text(member)) for member in members]
 
 
 def _place(ends_ms: int, super_batch_id: str) -> str:

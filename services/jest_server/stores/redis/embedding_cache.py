@@ -11,10 +11,13 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from jest_server.domain.chunked import chunked
 from jest_server.domain.embedding_codec import CODECS, decoded
+from jest_server.domain.ports import EmbeddingCache
 from jest_server.domain.storage import CacheStats, Lease
-from jest_server.stores.redis.connection import answering, connect, milliseconds, run, script
+from jest_server.stores.redis.connection import connect, milliseconds, run, script, translate_redis_errors
 from jest_server.stores.tenant_cache import for_job
 
 if TYPE_CHECKING:
@@ -23,14 +26,13 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from jest_server.domain.embedding_codec import Precision
-    from jest_server.domain.ports import EmbeddingCache
     from jest_server.domain.references import ReferenceInfo
     from jest_server.runtime.settings import ProcessSettings
 
 _BATCH = 1000
 
 
-class RedisEmbeddingCache:
+class RedisEmbeddingCache(EmbeddingCache):
     """Reference embeddings in a Redis that may evict them."""
 
     def __init__(
@@ -42,7 +44,7 @@ class RedisEmbeddingCache:
         self._ttl_ms = None if ttl_s is None else milliseconds(ttl_s)
         self._take = script(client, "take")
         self._renew = script(client, "renew")
-        self._give_back = script(client, "give_back")
+        self._release_leases = script(client, "release_leases")
 
     @classmethod
     def from_url(
@@ -56,23 +58,23 @@ class RedisEmbeddingCache:
         """Connects lazily to the cache that every process of a deployment shares."""
         return cls.from_url(settings.cache_url, precision=settings.cache_precision, shared=settings.share_cache)
 
-    def of_job(self, job: str) -> EmbeddingCache:
-        """See the port."""
+    @override
+    def for_tenant_of(self, job: str) -> EmbeddingCache:
         return for_job(self, job, shared=self._shared)
 
+    @override
     async def get(self, reference: ReferenceInfo, keys: Sequence[str]) -> list[bytes | None]:
-        """See the port."""
         space = self._space(reference)
         values: list[bytes | None] = []
         for batch in chunked(keys, _BATCH):
             names = [_key(space, key) for key in batch]
-            async with answering("cache"):
+            async with translate_redis_errors("cache"):
                 held: list[Any] = await self._client.mget(names)
             values += decoded(self._codec, held, reference)
         return values
 
+    @override
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
-        """See the port."""
         space, width = self._space(reference), reference.embedding_width
         size = self._codec.value_bytes(width)
         kept: dict[str, bytes] = {}
@@ -86,38 +88,38 @@ class RedisEmbeddingCache:
             kept |= dict(zip(batch, self._codec.decode(list((encoded | whole).values()), width), strict=True))
         return kept
 
+    @override
     async def take(
         self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
     ) -> list[bytes | Lease]:
-        """See the port."""
         space, taken = self._space(reference), []
         size = self._codec.value_bytes(reference.embedding_width)
         for batch in chunked(keys, _BATCH):
             names = [*(_key(space, key) for key in batch), *(_lease(space, key) for key in batch)]
-            async with answering("cache"):
+            async with translate_redis_errors("cache"):
                 answers: list[Any] = await self._take(keys=names, args=[owner, milliseconds(ttl_s), size])
             held = [answer if isinstance(answer, bytes) else None for answer in answers]
             found = decoded(self._codec, held, reference)
             taken += [Lease(a) if value is None else value for a, value in zip(answers, found, strict=True)]
         return taken
 
+    @override
     async def renew(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float) -> None:
-        """See the port."""
         space = self._space(reference)
         for batch in chunked(keys, _BATCH):
-            async with answering("cache"):
+            async with translate_redis_errors("cache"):
                 await self._renew(keys=[_lease(space, key) for key in batch], args=[owner, milliseconds(ttl_s)])
 
-    async def give_back(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
-        """See the port."""
+    @override
+    async def release_leases(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
         space = self._space(reference)
         for batch in chunked(keys, _BATCH):
-            async with answering("cache"):
-                await self._give_back(keys=[_lease(space, key) for key in batch], args=[owner])
+            async with translate_redis_errors("cache"):
+                await self._release_leases(keys=[_lease(space, key) for key in batch], args=[owner])
 
+    @override
     async def stats(self) -> CacheStats:
-        """See the port."""
-        async with answering("cache"), self._client.pipeline(transaction=False) as pipe:
+        async with translate_redis_errors("cache"), self._client.pipeline(transaction=False) as pipe:
             pipe.dbsize()
             pipe.info("memory")
             pipe.info("stats")
@@ -131,18 +133,18 @@ class RedisEmbeddingCache:
             evicted=stats["evicted_keys"],
         )
 
+    @override
     async def ping(self) -> None:
-        """See the port."""
-        async with answering("cache"):
+        async with translate_redis_errors("cache"):
             await self._client.ping()
 
+    @override
     async def close(self) -> None:
-        """See the port."""
         await self._client.aclose()
 
     async def _set(self, space: str, encoded: Mapping[str, bytes], *, if_absent: bool) -> list[bytes | None]:
         """Sets values, or only those that are not there; returns what was there before."""
-        async with answering("cache"), self._client.pipeline(transaction=False) as pipe:
+        async with translate_redis_errors("cache"), self._client.pipeline(transaction=False) as pipe:
             for key, value in encoded.items():
                 pipe.set(_key(space, key), value, px=self._ttl_ms, nx=if_absent, get=True)
             return await run(pipe)

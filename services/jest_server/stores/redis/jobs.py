@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from jest_server.domain.jobs import Counters, Job, JobSpec
+from jest_server.domain.ports import JobStore
 from jest_server.domain.references import Announced, ReferenceInfo
-from jest_server.stores.redis.connection import answering, milliseconds, run, script, text
-from jest_server.stores.redis.keys import DEFAULT_PREFIX, GROUP
-from jest_server.stores.redis.shard_queue import RedisShardQueue
+from jest_server.stores.redis.connection import milliseconds, text, translate_redis_errors
+from jest_server.stores.redis.keys import GROUP
+from jest_server.stores.redis.references import versions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from jest_server.stores.redis.context import RedisContext
 
 VERSION_KEPT_S = 86400.0
 """How long a version of a reference model is remembered that is not served any more."""
@@ -21,43 +22,44 @@ DELETE_BATCH = 5000
 """Decisions that one step of a job's deletion forgets."""
 
 
-class RedisRegistry(RedisShardQueue):
-    """What is registered and announced; the queue of shards is in the base class."""
+class RedisJobStore(JobStore):
+    """Jobs in hashes by name, and a hash of announced versions for each reference model."""
 
-    def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX) -> None:
-        super().__init__(url, prefix=prefix)
-        self._create_job = script(self._client, "create_job")
-        self._delete_job = script(self._client, "turns", "usage", "let_go", "delete_job")
-        self._announce = script(self._client, "announce")
+    def __init__(self, context: RedisContext) -> None:
+        self._context = context
+        self._client, self._keys = context.client, context.keys
+        self._create_job = context.script("create_job")
+        self._delete_job = context.script("turns", "usage", "let_go", "delete_job")
+        self._announce = context.script("announce")
 
+    @override
     async def create_job(self, spec: JobSpec, *, now_s: float) -> tuple[Job, bool]:
-        """See the port."""
         job = Job(spec=spec, created_at_s=now_s)
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             created, held = await self._create_job(
                 keys=[self._keys.jobs, self._keys.weights], args=[spec.name, job.model_dump_json(), spec.weight]
             )
         return Job.model_validate_json(held), bool(created)
 
+    @override
     async def get_job(self, name: str) -> Job | None:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             held = await self._client.hget(self._keys.jobs, name)
         return None if held is None else Job.model_validate_json(held)
 
+    @override
     async def list_jobs(self, *, after: str, limit: int) -> list[Job]:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             names = sorted(text(name) for name in await self._client.hkeys(self._keys.jobs))
             page = [name for name in names if name > after][:limit]
             held = await self._client.hmget(self._keys.jobs, page) if page else []
         return [Job.model_validate_json(job) for job in held if job is not None]
 
+    @override
     async def delete_job(self, name: str) -> bool:
-        """See the port."""
         status = "more"
         while status == "more":
-            async with answering("queue"):
+            async with translate_redis_errors("queue"):
                 answer = await self._delete_job(
                     keys=[
                         self._keys.jobs,
@@ -74,15 +76,15 @@ class RedisRegistry(RedisShardQueue):
             status = text(answer)
         return status == "deleted"
 
+    @override
     async def counters(self, name: str) -> Counters:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             held = await self._client.hgetall(self._keys.counters(name))
         return Counters.model_validate({text(field): int(value) for field, value in held.items()})
 
+    @override
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             await self._announce(
                 keys=[self._keys.reference(info.name), self._keys.models],
                 args=[
@@ -94,49 +96,21 @@ class RedisRegistry(RedisShardQueue):
                 ],
             )
 
+    @override
     async def get_reference(self, name: str) -> ReferenceInfo | None:
-        """See the port."""
-        served = [version for version in await self._versions(name) if version.served]
+        served = [version for version in await versions_of(self._context, name) if version.served]
         return max(served, key=lambda version: version.since_ms).info if served else None
 
+    @override
     async def list_references(self) -> list[Announced]:
-        """See the port."""
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             names = sorted(text(name) for name in await self._client.smembers(self._keys.models))
         found = []
         for name in names:
-            versions = await self._versions(name)
+            versions = await versions_of(self._context, name)
             if not versions:
-                async with answering("queue"):
+                async with translate_redis_errors("queue"):
                     await self._client.srem(self._keys.models, name)
             versions.sort(key=lambda version: version.since_ms, reverse=True)
             found += [Announced(reference=v.info, since_s=v.since_ms / 1000, served=v.served) for v in versions]
         return found
-
-    async def _versions(self, name: str) -> list[_Version]:
-        """All versions of a model that are remembered."""
-        async with answering("queue"), self._client.pipeline(transaction=False) as pipe:
-            pipe.hvals(self._keys.reference(name))
-            pipe.time()
-            held, (seconds, microseconds) = await run(pipe)
-        now_ms = seconds * 1000 + microseconds // 1000
-        return [_Version.of(json.loads(record), now_ms) for record in held]
-
-
-@dataclass(frozen=True)
-class _Version:
-    """A version of a reference model, as scorers announced it."""
-
-    info: ReferenceInfo
-    since_ms: int
-    unserved_s: float
-    """How long ago the last announcement ran out; negative while it holds."""
-
-    @property
-    def served(self) -> bool:
-        return self.unserved_s < 0
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any], now_ms: int) -> _Version:
-        info = ReferenceInfo.model_validate_json(record["info"])
-        return cls(info, int(record["since_ms"]), (now_ms - record["until_ms"]) / 1000)

@@ -34,8 +34,12 @@ import re
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from jest_server.domain.super_batches import SuperBatchRef
+
 DEFAULT_PREFIX = "{jest}:"
 GROUP = "scorers"
+BACKSTOP_S = 3600.0
+"""How much longer than its super-batch anything may live."""
 _HASH_TAG = re.compile(r"\{[^{}]+\}")
 
 
@@ -113,21 +117,21 @@ class Keys:
         """Key of a job's accounts."""
         return f"{self.prefix}counters:{job}"
 
-    def super_batch(self, job: str, super_batch_id: str) -> str:
+    def super_batch(self, ref: SuperBatchRef) -> str:
         """Key of a super-batch in flight."""
-        return f"{self.prefix}super_batch:{member(job, super_batch_id)}"
+        return f"{self.prefix}super_batch:{member(ref)}"
 
-    def features(self, job: str, super_batch_id: str, shard_id: str) -> str:
+    def features(self, ref: SuperBatchRef, shard_id: str) -> str:
         """Key of a shard's features."""
-        return f"{self.prefix}features:{member(job, super_batch_id)}/{shard_id}"
+        return f"{self.prefix}features:{member(ref)}/{shard_id}"
 
-    def results(self, job: str, super_batch_id: str) -> str:
+    def results(self, ref: SuperBatchRef) -> str:
         """Key of a super-batch's shard results."""
-        return f"{self.prefix}results:{member(job, super_batch_id)}"
+        return f"{self.prefix}results:{member(ref)}"
 
-    def decision(self, job: str, super_batch_id: str) -> str:
+    def decision(self, ref: SuperBatchRef) -> str:
         """Key of a recorded decision."""
-        return f"{self.prefix}decision:{member(job, super_batch_id)}"
+        return f"{self.prefix}decision:{member(ref)}"
 
     def decided(self, job: str) -> str:
         """Key of the index of a job's decisions."""
@@ -141,18 +145,24 @@ class Keys:
         """Key of the order of a job's dead letters."""
         return f"{self.prefix}dead_order:{job}"
 
-    def set_aside(self, job: str, super_batch_id: str) -> str:
+    def set_aside(self, ref: SuperBatchRef) -> str:
         """Key of what was submitted of a dead-lettered super-batch."""
-        return f"{self.prefix}set_aside:{member(job, super_batch_id)}"
+        return f"{self.prefix}set_aside:{member(ref)}"
 
     def reference(self, model: str) -> str:
         """Key of what a reference model's scorers announced, by version."""
         return f"{self.prefix}reference:{model}"
 
 
-def member(job: str, super_batch_id: str) -> str:
-    """Names a super-batch; neither part can hold a slash."""
-    return f"{job}/{super_batch_id}"
+def member(ref: SuperBatchRef) -> str:
+    """Return the super-batch's name in keys and sorted sets; neither part can contain a slash."""
+    return f"{ref.job}/{ref.super_batch_id}"
+
+
+def ref_of(member: str) -> SuperBatchRef:
+    """Return the super-batch of this name, or the one that a longer name of a shard starts with."""
+    job, super_batch_id = member.split("/")[:2]
+    return SuperBatchRef(job, super_batch_id)
 
 
 def line_of(model: str, version: str) -> str:

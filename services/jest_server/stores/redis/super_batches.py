@@ -1,26 +1,38 @@
-"""SuperBatchStore on Redis 7 or Valkey. Every change of state is one Lua script; redis_keys tells what is where."""
+"""Super-batches in flight, in Redis: what their ranks submitted and uploaded, their results, and events about them."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from jest_server.domain.chunked import chunked
 from jest_server.domain.errors import JobUnknown, StoreUnavailable
-from jest_server.domain.shards import ShardResult
-from jest_server.domain.super_batches import Limits, Submission, SubmitStatus, SuperBatch, UploadStatus
+from jest_server.domain.ports import SuperBatchStore
+from jest_server.domain.super_batches import (
+    Limits,
+    Submission,
+    SubmitResult,
+    SubmitStatus,
+    SuperBatch,
+    SuperBatchEvent,
+    SuperBatchRef,
+    UploadStatus,
+)
 from jest_server.domain.tenants import prefix_of
-from jest_server.stores import blobs
-from jest_server.stores.redis.connection import answering, milliseconds, run, script, text
-from jest_server.stores.redis.decisions import BACKSTOP_S, REFERENCE, RedisOutcomes
-from jest_server.stores.redis.keys import DEFAULT_PREFIX, line_of, member
-from jest_server.stores.redis.shard_queue import pack_shard
+from jest_server.stores.redis.connection import milliseconds, run, text, translate_redis_errors
+from jest_server.stores.redis.keys import BACKSTOP_S, line_of, member
+from jest_server.stores.redis.references import REFERENCE
+from jest_server.stores.redis.shard_codec import pack_shard, unpack_result
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-    from jest_server.domain.shards import Shard
+    from jest_server.domain.shards import Shard, ShardResult
+    from jest_server.stores.redis.context import RedisContext
 
 UNQUEUED_S = 120.0
 """How long features live that were written but never queued, because the writer died in between."""
@@ -28,66 +40,72 @@ RESULT_BATCH = 32
 """Results that are read in one step."""
 WRITE_BATCH_BYTES = 8 << 20
 """Features that are written in one step, or one shard's if they are more."""
+EVENT_BLOCK_S = 2.0
+"""Longest single blocking read of events: a silent server is noticed so much later than by other commands."""
+EVENT_BATCH = 500
+EVENT_RETRY_S = 0.2
 
 
-class RedisSuperBatchStore(RedisOutcomes):
-    """Super-batches in flight; what becomes of them, jobs, and the queue of shards are in the base classes."""
+class RedisSuperBatchStore(SuperBatchStore):
+    """A hash for each super-batch in flight, its features and results beside it, and one stream of events."""
 
-    def __init__(self, url: str, *, prefix: str = DEFAULT_PREFIX) -> None:
-        super().__init__(url, prefix=prefix)
-        self._submit = script(self._client, "usage", "submit")
-        self._add_upload = script(self._client, "turns", "usage", "add_upload")
+    def __init__(self, context: RedisContext) -> None:
+        self._client, self._blocking, self._keys = context.client, context.blocking, context.keys
+        self._submit = context.script("usage", "submit")
+        self._add_upload = context.script("turns", "usage", "add_upload")
 
-    @classmethod
-    def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> RedisSuperBatchStore:
-        """Connects lazily. All keys start with ``prefix``, which holds a hash tag.
-
-        Raises:
-            ValueError: If ``url`` or ``prefix`` cannot be; a URL is not repeated in the message.
-        """
-        return cls(url, prefix=prefix)
-
-    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitStatus:
-        """See the port."""
-        job, super_batch_id, reference = submission.job, submission.super_batch_id, submission.reference
-        async with answering("queue"):
-            status = await self._submit(
+    @override
+    async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitResult:
+        ref, reference = submission.ref, submission.reference
+        own = REFERENCE.dump_json(reference)
+        async with translate_redis_errors("queue"):
+            answer: Any = await self._submit(
                 keys=[
-                    self._keys.super_batch(job, super_batch_id),
-                    self._keys.decision(job, super_batch_id),
-                    self._keys.dead(job),
+                    self._keys.super_batch(ref),
+                    self._keys.decision(ref),
+                    self._keys.dead(ref.job),
                     self._keys.in_flight,
-                    self._keys.counters(job),
+                    self._keys.counters(ref.job),
                     self._keys.jobs,
                     self._keys.usage,
                 ],
                 args=[
-                    member(job, super_batch_id),
-                    super_batch_id,
+                    member(ref),
+                    ref.super_batch_id,
                     submission.rank,
                     submission.digest,
                     submission.model_dump_json(exclude={"reference"}),
+                    len(submission.keys),
                     submission.world_size,
-                    REFERENCE.dump_json(reference),
+                    own,
                     now_s,
                     now_s + ttl_s,
                     limits.job,
                     limits.tenant,
                     limits.server,
                     milliseconds(ttl_s + BACKSTOP_S),
-                    job,
+                    ref.job,
                     "" if submission.step is None else submission.step,
                     "" if reference is None else line_of(reference.name, reference.version),
                 ],
             )
-        if text(status) == "no_job":
-            raise JobUnknown(f"job {job!r} does not exist any more", {"job": job})
-        return SubmitStatus(text(status))
+        status = text(answer[0])
+        if status == "no_job":
+            raise JobUnknown(f"job {ref.job!r} does not exist any more", {"job": ref.job})
+        if len(answer) == 1:
+            return SubmitResult(SubmitStatus(status))
+        pinned, step, *uploads = answer[1:]
+        return SubmitResult(
+            SubmitStatus(status),
+            reference if pinned == own else REFERENCE.validate_json(pinned),
+            int(step) if step else None,
+            frozenset(position for positions in uploads for position in json.loads(positions)),
+        )
 
-    async def get_super_batch(self, job: str, super_batch_id: str) -> SuperBatch | None:
-        """See the port."""
-        async with answering("queue"):
-            held = await self._client.hgetall(self._keys.super_batch(job, super_batch_id))
+    @override
+    async def get_super_batch(self, ref: SuperBatchRef) -> SuperBatch | None:
+        async with translate_redis_errors("queue"):
+            held = await self._client.hgetall(self._keys.super_batch(ref))
         if not held:
             return None
         fields = {text(name): value for name, value in held.items()}
@@ -102,8 +120,8 @@ class RedisSuperBatchStore(RedisOutcomes):
                 rank, _, digest = rest.partition(":")
                 uploads.setdefault(int(rank), {})[digest] = tuple(json.loads(value))
         return SuperBatch(
-            job=job,
-            super_batch_id=super_batch_id,
+            job=ref.job,
+            super_batch_id=ref.super_batch_id,
             world_size=int(fields["world_size"]),
             reference=reference,
             created_at_s=float(fields["created_at"]),
@@ -113,10 +131,19 @@ class RedisSuperBatchStore(RedisOutcomes):
             pending_shards=sum(name.startswith("shard:") for name in fields),
         )
 
+    @override
+    async def row_counts(self, ref: SuperBatchRef, ranks: Iterable[int]) -> dict[int, int]:
+        wanted = list(ranks)
+        if not wanted:
+            return {}
+        async with translate_redis_errors("queue"):
+            rows: Any = await self._client.hmget(self._keys.super_batch(ref), [f"rows:{rank}" for rank in wanted])
+        return {rank: int(count) for rank, count in zip(wanted, rows, strict=True) if count is not None}
+
+    @override
     async def add_upload(
         self,
-        job: str,
-        super_batch_id: str,
+        ref: SuperBatchRef,
         rank: int,
         *,
         digest: str,
@@ -124,15 +151,15 @@ class RedisSuperBatchStore(RedisOutcomes):
         shards: Sequence[Shard],
         limits: Limits,
     ) -> UploadStatus:
-        """See the port. The features are written first, so that no scorer ever finds a shard without them."""
+        """The features are written first, so that no scorer ever finds a shard without them."""
         field = f"upload:{rank}:{digest}"
-        super_batch = self._keys.super_batch(job, super_batch_id)
-        features = {self._keys.features(job, super_batch_id, shard.shard_id): shard for shard in shards}
-        async with answering("queue"):
+        super_batch = self._keys.super_batch(ref)
+        features = {self._keys.features(ref, shard.shard_id): shard for shard in shards}
+        async with translate_redis_errors("queue"):
             if await self._client.hexists(super_batch, field):
                 return UploadStatus.REPEATED
         await self._write_features(features)
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             status = await self._add_upload(
                 keys=[
                     super_batch,
@@ -143,11 +170,11 @@ class RedisSuperBatchStore(RedisOutcomes):
                     *features,
                 ],
                 args=[
-                    member(job, super_batch_id),
+                    member(ref),
                     field,
                     json.dumps(positions),
-                    job,
-                    super_batch_id,
+                    ref.job,
+                    ref.super_batch_id,
                     self._keys.prefix,
                     limits.job,
                     limits.tenant,
@@ -161,26 +188,53 @@ class RedisSuperBatchStore(RedisOutcomes):
             raise StoreUnavailable("the queue lost the features of an upload before it was queued", retry_after_s=0.0)
         return UploadStatus(text(status))
 
-    async def get_results(self, job: str, super_batch_id: str) -> list[ShardResult]:
-        """See the port."""
-        key = self._keys.results(job, super_batch_id)
-        async with answering("queue"):
+    @override
+    async def get_results(self, ref: SuperBatchRef) -> list[ShardResult]:
+        key = self._keys.results(ref)
+        async with translate_redis_errors("queue"):
             shard_ids: list[Any] = await self._client.hkeys(key)
         results = []
         for batch in chunked(shard_ids, RESULT_BATCH):
-            async with answering("queue"):
+            async with translate_redis_errors("queue"):
                 held: list[Any] = await self._client.hmget(key, list(batch))
-            results += [_unpack_result(blob) for blob in held if blob is not None]
+            results += [unpack_result(blob) for blob in held if blob is not None]
         return results
 
+    @override
     async def bytes_held(self, job: str) -> Limits:
-        """See the port."""
         tenant = prefix_of(job)
         levels = (f"{job}/", tenant, "")
-        async with answering("queue"):
+        async with translate_redis_errors("queue"):
             held: Any = await self._client.hmget(self._keys.usage, [f"bytes|{level}" for level in levels])
         found = [int(amount or 0) for amount in held]
         return Limits(job=found[0], tenant=found[1] if tenant else 0, server=found[2])
+
+    @override
+    async def events(self) -> AsyncIterator[SuperBatchEvent]:
+        last = await self._last_event()
+        while True:
+            try:
+                async with translate_redis_errors("queue", blocking_s=EVENT_BLOCK_S):
+                    streams: Any = await self._blocking.xread(
+                        {self._keys.news: last}, count=EVENT_BATCH, block=milliseconds(EVENT_BLOCK_S)
+                    )
+                    if not streams and _order(await self._last_event()) < _order(last):
+                        last = "0-0"  # the stream was emptied: its ids may start again
+            except StoreUnavailable:
+                await asyncio.sleep(EVENT_RETRY_S)
+                continue
+            for _, entries in streams:
+                for entry_id, fields in entries:
+                    last = text(entry_id)
+                    yield SuperBatchEvent(SuperBatchRef(text(fields[b"job"]), text(fields[b"id"])))
+
+    async def _last_event(self) -> str:
+        try:
+            async with translate_redis_errors("queue"):
+                newest = await self._client.xrevrange(self._keys.news, count=1)
+        except StoreUnavailable:
+            return "0-0"
+        return text(newest[0][0]) if newest else "0-0"
 
     async def _write_features(self, features: Mapping[str, Shard]) -> None:
         """Writes them for a short life, some MiB at a time; what is queued then lives on."""
@@ -188,7 +242,7 @@ class RedisSuperBatchStore(RedisOutcomes):
         for number, (key, shard) in enumerate(features.items(), start=1):
             waiting.append((key, pack_shard(shard)))
             if number == len(features) or sum(len(blob) for _, blob in waiting) >= WRITE_BATCH_BYTES:
-                async with answering("queue"), self._client.pipeline(transaction=False) as pipe:
+                async with translate_redis_errors("queue"), self._client.pipeline(transaction=False) as pipe:
                     for name, blob in waiting:
                         pipe.set(name, blob, px=milliseconds(UNQUEUED_S))
                     await run(pipe)
@@ -203,6 +257,6 @@ def _line_of(shards: Sequence[Shard]) -> tuple[str, str]:
     return line_of(model, version), json.dumps({"model": model, "version": version})
 
 
-def _unpack_result(blob: bytes) -> ShardResult:
-    description, data = blobs.unpack(blob)
-    return ShardResult(keys=tuple(description["keys"]), embeddings=bytes(data), inferred=description["inferred"])
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds_, _, number = entry_id.partition("-")
+    return int(milliseconds_), int(number)

@@ -17,8 +17,8 @@ from jest_server.runtime.security import rate
 from jest_server.runtime.security.rate import BURST_S, CallRates, RateLimit
 from jest_server.runtime.settings import ProcessSettings
 from jest_server.selector.service import JobServicer
-from jest_server.stores.memory.super_batches import MemorySuperBatchStore
-from jest_server.use_cases.jobs import Jobs
+from jest_server.stores.memory.stores import open_memory_stores
+from jest_server.use_cases.jobs import JobRegistry
 
 
 def limit_of(calls_per_s):
@@ -125,7 +125,7 @@ async def address():
     """A real server that lets each tenant make two calls a second, four at once."""
     settings = ProcessSettings(listen="127.0.0.1:0", max_calls_per_s_per_tenant=2, drain_delay_s=0, grace_s=1)
     server = GrpcServer(settings, SelectorMetrics(CollectorRegistry()).rpc)
-    jobs = Jobs(MemorySuperBatchStore(), max_world_size=8)
+    jobs = JobRegistry(open_memory_stores().jobs, max_world_size=8)
     jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs), server.server)
     yield f"127.0.0.1:{await server.start(())}"
     await server.drain()

@@ -11,7 +11,7 @@ from jest_server.domain.policies import PolicySpec
 from jest_server.domain.storage import Lease
 from jest_server.local.process import ServerProcess, free_port
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from support.certificates import make_authority, needs_openssl, sign
 from support.super_batches import REFERENCE, decision, queue_one, result_of
 
@@ -56,19 +56,19 @@ def url(address, user, *, scheme="rediss", trusting=True):
 
 
 async def test_the_queue_works_with_the_rights_that_the_documentation_names(address):
-    store = RedisSuperBatchStore.from_url(url(address, "queue:queue-secret"))
+    stores = open_redis_stores(url(address, "queue:queue-secret"))
     spec = JobSpec(name="job", policy=PolicySpec(filter_ratio="0.5"))
-    assert (await store.create_job(spec, now_s=1.0))[1]
-    assert (await store.get_job("job")).spec == spec
-    await store.announce_reference(REFERENCE, ttl_s=60)
-    await queue_one(store, "other")
-    (claim,) = await store.claim("c", REFERENCE, count=1, block_s=1)
-    await store.release("c", [claim])
-    (claim,) = await store.claim("c", REFERENCE, count=1, block_s=1)
-    await store.complete(claim, result_of(claim))
-    await store.decide(decision("other"), keep_s=60)
-    assert await store.delete_job("other")
-    await store.close()
+    assert (await stores.jobs.create_job(spec, now_s=1.0))[1]
+    assert (await stores.jobs.get_job("job")).spec == spec
+    await stores.jobs.announce_reference(REFERENCE, ttl_s=60)
+    await queue_one(stores, "other")
+    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
+    await stores.queue.release("c", [claim])
+    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
+    await stores.queue.complete(claim, result_of(claim))
+    await stores.decisions.decide(decision("other"), keep_s=60)
+    assert await stores.jobs.delete_job("other")
+    await stores.connection.close()
 
 
 async def test_the_cache_works_with_the_rights_that_the_documentation_names(address):
@@ -79,7 +79,7 @@ async def test_the_cache_works_with_the_rights_that_the_documentation_names(addr
     taken = await cache.take(REFERENCE, ["key", "other"], owner="me", ttl_s=60)
     assert taken == [b"12345678", Lease.MINE]
     await cache.renew(REFERENCE, ["other"], owner="me", ttl_s=60)
-    await cache.give_back(REFERENCE, ["other"], owner="me")
+    await cache.release_leases(REFERENCE, ["other"], owner="me")
     assert (await cache.stats()).values == values + 1
     await cache.close()
 

@@ -22,7 +22,7 @@ class Results:
     def __init__(self, *shards, inferred=0):
         self._results = [ShardResult(keys, b"".join(value(k).tobytes() for k in keys), inferred) for keys in shards]
 
-    async def get_results(self, job, super_batch_id):  # noqa: ARG002 - the signature is the port's
+    async def get_results(self, ref):  # noqa: ARG002 - the signature is the port's
         return self._results
 
 

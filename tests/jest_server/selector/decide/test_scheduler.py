@@ -96,7 +96,7 @@ def test_taking_back_what_is_not_there_any_more_changes_nothing():
 def test_after_a_rest_nobody_pays_for_what_was_before():
     queue = filled(("greedy", LARGE))
     in_order(queue)
-    queue.rest()
+    queue.reset()
     queue.add("greedy", SMALL, "greedy0")
     queue.add("other", SMALL, "other0")
     assert in_order(queue) == ["greedy0", "other0"]

@@ -1,4 +1,5 @@
 import asyncio
+import time
 from pathlib import Path
 
 import numpy as np
@@ -6,28 +7,29 @@ import pytest
 
 from jest_proto.v1 import selection_pb2 as pb
 from jest_server.domain.errors import Conflict, InvalidField, QueueFull, TooLarge
+from jest_server.domain.super_batches import SuperBatchRef
 from jest_server.runtime.settings import SelectorSettings
-from jest_server.selector.decide.select import Call
 from jest_server.selector.learner_outputs import receive
-from jest_server.selector.learner_outputs.header import digest_of
-from jest_server.selector.learner_outputs.pending import Assemblies, LossesOfModels
+from jest_server.selector.learner_outputs.pending_selections import LossesOfModels, PendingSelections
 from jest_server.selector.learner_outputs.receive import LearnerReceiver
-from jest_server.selector.learner_outputs.spilled_matrix import ScratchMatrix
+from jest_server.selector.learner_outputs.request import SelectRequest
+from jest_server.selector.learner_outputs.spilled_matrix import SpilledMatrix
 from jest_wire import tensors
 
 MIB = 1 << 20
+REF = SuperBatchRef("j", "sb")
 
 
 class Submitted:
-    """Stands in for Selections: tells how many rows each rank submitted."""
+    """Stands in for SubmittedRows: how many rows each rank submitted."""
 
     def __init__(self, rows):
         self.rows = rows
 
-    async def rows_of(self, call):
-        return self.rows[call.rank]
+    async def of_rank(self, caller):
+        return self.rows[caller.rank]
 
-    async def rows_of_all(self, call, *, deadline_s):  # noqa: ARG002 - the signature is Selections'
+    async def of_all_ranks(self, request):  # noqa: ARG002 - the signature is SubmittedRows'
         return self.rows
 
 
@@ -35,17 +37,19 @@ class Server:
     """A receiver with what it stands on."""
 
     def __init__(self, rows, scratch_dir, **settings):
-        self.assemblies = Assemblies(max_held_bytes=settings.pop("max_held_bytes", 1 << 40), scratch_dir=scratch_dir)
+        self.selections = PendingSelections(
+            max_held_bytes=settings.pop("max_held_bytes", 1 << 40), scratch_dir=scratch_dir
+        )
         self.scratch_dir = scratch_dir
         self.world_size = len(rows)
-        self._receiver = LearnerReceiver(Submitted(rows), self.assemblies, SelectorSettings(**settings))
+        self._receiver = LearnerReceiver(Submitted(rows), self.selections, SelectorSettings(**settings))
 
     async def receive(self, arrays, *, rank=0, cut=None, hang=False, **outputs):
         specs, buffers = tensors.encode(arrays)
         header = pb.SelectSubBatchHeader(rank=rank, tensors=specs, **outputs)
-        call = Call("j", "sb", rank, self.world_size)
+        request = SelectRequest(REF, rank, self.world_size, header, time.monotonic() + 10.0)
         messages = stream([pb.SelectSubBatchRequest(chunk=c) for c in tensors.chunks(buffers)][:cut], hang=hang)
-        received = await self._receiver.receive(header, call, digest_of(header), messages, deadline_s=10.0)
+        received = await self._receiver.receive(request, messages)
         self.join(rank, received)
         return received
 
@@ -57,11 +61,11 @@ class Server:
         return await self.receive(arrays, rank=rank, pair_losses=places, **options)
 
     def join(self, rank, received):
-        self.assemblies.join("j", "sb", self.world_size, lambda _: None).add(rank, received)
+        self.selections.join(REF, self.world_size, lambda _: None).add(rank, received)
 
     def nothing_is_left(self):
         mapped = Path("/proc/self/maps").read_text()
-        return self.assemblies.held_bytes == 0 and str(self.scratch_dir) not in mapped
+        return self.selections.held_bytes == 0 and str(self.scratch_dir) not in mapped
 
 
 async def stream(messages, *, hang):
@@ -108,11 +112,11 @@ async def test_ranks_rows_come_to_lie_one_below_the_other(tmp_path):
     whole = losses(160, 160)
     second = await server.receive_rows(whole[100:], rank=1)
     first = await server.receive_rows(whole[:100], rank=0)
-    assert isinstance(first.outputs, ScratchMatrix)
+    assert isinstance(first.outputs, SpilledMatrix)
     assert first.outputs is second.outputs
     np.testing.assert_array_equal(first.outputs.values.numpy(), whole)
-    assert server.assemblies.held_bytes == whole.nbytes
-    server.assemblies.drop(server.assemblies.find("j", "sb"))
+    assert server.selections.held_bytes == whole.nbytes
+    server.selections.drop(server.selections.find(REF))
     del first, second
     assert server.nothing_is_left()
 
@@ -122,7 +126,7 @@ async def test_a_repeated_call_finds_its_rows_there_and_reads_nothing(tmp_path):
     part = losses(64, 128)
     first = await server.receive_rows(part)
     assert await server.receive_rows(part, cut=0) is first
-    server.assemblies.drop(server.assemblies.find("j", "sb"))
+    server.selections.drop(server.selections.find(REF))
     del first
     assert server.nothing_is_left()
 
@@ -138,7 +142,7 @@ async def test_other_rows_than_those_that_are_there_do_not_touch_them(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "options"), [(lambda part: part, {"cut": 1}), (lambda part: np.where(part > 0.99, np.nan, part), {})]
 )
-async def test_a_scratch_file_goes_with_the_only_call_that_failed(tmp_path, spoil, options):
+async def test_a_spilled_matrix_goes_with_the_only_call_that_failed(tmp_path, spoil, options):
     server = Server([512], tmp_path)
     with pytest.raises(InvalidField) as caught:
         await server.receive_rows(spoil(losses(512, 512)).astype(np.float32), **options)
@@ -146,11 +150,11 @@ async def test_a_scratch_file_goes_with_the_only_call_that_failed(tmp_path, spoi
     assert caught.value.field_name.startswith("tensors[")
 
 
-async def test_a_scratch_file_goes_with_the_only_call_that_was_cancelled(tmp_path):
+async def test_a_spilled_matrix_goes_with_the_only_call_that_was_cancelled(tmp_path):
     server = Server([512], tmp_path)
     call = asyncio.create_task(server.receive_rows(losses(512, 512), cut=2, hang=True))
     async with asyncio.timeout(5):
-        while not server.assemblies.held_bytes:
+        while not server.selections.held_bytes:
             await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -173,7 +177,7 @@ async def test_two_calls_of_one_rank_write_one_after_the_other(tmp_path):
     part = losses(64, 128)
     hanging = asyncio.create_task(server.receive_rows(losses(64, 128, seed=1), cut=0, hang=True))
     async with asyncio.timeout(5):
-        while not server.assemblies.held_bytes:
+        while not server.selections.held_bytes:
             await asyncio.sleep(0)
         waiting = asyncio.create_task(server.receive_rows(part))
         for _ in range(100):
@@ -193,6 +197,6 @@ async def test_a_matrix_over_the_limit_is_refused_before_it_is_made(tmp_path):
 
 async def test_a_matrix_that_finds_no_room_beside_others_is_told_to_come_back(tmp_path):
     server = Server([512], tmp_path, max_held_bytes=MIB)
-    with server.assemblies.receiving(1, {}), pytest.raises(QueueFull, match="would exceed the limit"):
+    with server.selections.receiving(1, {}), pytest.raises(QueueFull, match="would exceed the limit"):
         await server.receive_rows(losses(512, 512))
     assert server.nothing_is_left()

@@ -2,26 +2,28 @@ import asyncio
 import errno
 import os
 import re
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from jest_server.domain.errors import Conflict, QueueFull
-from jest_server.selector.learner_outputs.spilled_matrix import ScratchMatrices, ScratchMatrix, to_the_end
+from jest_server.domain.super_batches import SuperBatchRef
+from jest_server.selector.learner_outputs.spilled_matrix import SpilledMatrices, SpilledMatrix
 from jest_wire.learner_outputs import Tile
+
+REF, OTHER = SuperBatchRef("j", "sb"), SuperBatchRef("j", "other")
 
 
 def mapped_files(folder):
-    """The scratch files of this process under a folder: they have no name, but the process still maps them."""
+    """The spilled matrices of this process under a folder: their files have no name, but the process maps them."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
 
 
 @pytest.fixture
 def opened(tmp_path):
     def make(size, datatype="FP32"):
-        matrix = ScratchMatrix(size, datatype)
+        matrix = SpilledMatrix(size, datatype)
         matrix.open(tmp_path)
         return matrix
 
@@ -83,61 +85,42 @@ def no_limit(nbytes, context):
     """There is room for everything."""
 
 
-async def test_all_ranks_of_a_super_batch_share_one_matrix_until_the_last_lets_go(tmp_path):
-    matrices = ScratchMatrices(tmp_path)
-    first = await matrices.hold("j", "sb", 8, "FP16", no_limit)
-    assert await matrices.hold("j", "sb", 8, "FP16", no_limit) is first
-    other = await matrices.hold("j", "other", 8, "FP16", no_limit)
+async def test_all_ranks_of_a_super_batch_share_one_matrix_until_the_last_releases_it(tmp_path):
+    matrices = SpilledMatrices(tmp_path)
+    first = await matrices.acquire(REF, 8, "FP16", no_limit)
+    assert await matrices.acquire(REF, 8, "FP16", no_limit) is first
+    other = await matrices.acquire(OTHER, 8, "FP16", no_limit)
     assert other is not first
-    matrices.let_go("j", "other", other)
-    matrices.let_go("j", "sb", first)
+    matrices.release(OTHER, other)
+    matrices.release(REF, first)
     assert matrices.nbytes == 128
-    matrices.let_go("j", "sb", first)
+    matrices.release(REF, first)
     assert matrices.nbytes == 0
     assert not mapped_files(tmp_path)
 
 
 async def test_ranks_that_come_at_once_share_one_matrix(tmp_path):
-    matrices = ScratchMatrices(tmp_path)
-    held = await asyncio.gather(*(matrices.hold("j", "sb", 8, "FP16", no_limit) for _ in range(5)))
+    matrices = SpilledMatrices(tmp_path)
+    held = await asyncio.gather(*(matrices.acquire(REF, 8, "FP16", no_limit) for _ in range(5)))
     assert len(set(map(id, held))) == 1
-    assert (held[0].holders, matrices.nbytes) == (5, 128)
+    assert (held[0].refcount, matrices.nbytes) == (5, 128)
 
 
 async def test_a_rank_whose_losses_are_of_another_datatype_is_refused(tmp_path):
-    matrices = ScratchMatrices(tmp_path)
-    held = await matrices.hold("j", "sb", 8, "FP16", no_limit)
+    matrices = SpilledMatrices(tmp_path)
+    held = await matrices.acquire(REF, 8, "FP16", no_limit)
     with pytest.raises(Conflict, match="FP32 of 8 rows, another in FP16 of 8"):
-        await matrices.hold("j", "sb", 8, "FP32", no_limit)
-    assert held.holders == 1
-
-
-async def test_who_is_cancelled_while_a_thread_works_waits_for_its_end():
-    begun, may_end, ended = threading.Event(), threading.Event(), []
-
-    def work():
-        begun.set()
-        may_end.wait()
-        ended.append(True)
-
-    task = asyncio.create_task(to_the_end(work))
-    await asyncio.to_thread(begun.wait)
-    task.cancel()
-    await asyncio.sleep(0)
-    assert not task.done()
-    may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert ended
+        await matrices.acquire(REF, 8, "FP32", no_limit)
+    assert held.refcount == 1
 
 
 async def test_a_matrix_that_there_is_no_room_for_leaves_nothing(tmp_path):
     def refuse(nbytes, context):
         raise QueueFull(f"no room for {nbytes}", context)
 
-    matrices = ScratchMatrices(tmp_path)
+    matrices = SpilledMatrices(tmp_path)
     with pytest.raises(QueueFull, match="no room for 256"):
-        await matrices.hold("j", "sb", 8, "FP32", refuse)
+        await matrices.acquire(REF, 8, "FP32", refuse)
     assert matrices.nbytes == 0
 
 
@@ -147,5 +130,5 @@ async def test_a_full_disk_is_told_as_such_and_the_process_lives(tmp_path, monke
 
     monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(QueueFull, match="scratch file of 256 bytes, and its disk is full") as caught:
-        await ScratchMatrices(tmp_path).hold("j", "sb", 8, "FP32", no_limit)
+        await SpilledMatrices(tmp_path).acquire(REF, 8, "FP32", no_limit)
     assert caught.value.retry_after_s > 0

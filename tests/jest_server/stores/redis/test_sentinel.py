@@ -9,7 +9,7 @@ from jest_server.domain.errors import StoreUnavailable
 from jest_server.local.process import ServerProcess, free_port
 from jest_server.stores.redis.connection import connect
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from support.certificates import make_authority, needs_openssl, sign
 from support.polling import wait_for
 from support.super_batches import REFERENCE, spec
@@ -101,8 +101,8 @@ async def watched(tmp_path):
 
 
 async def test_when_the_primary_is_killed_the_same_store_goes_on_with_the_new_one(watched):
-    store, cache = RedisSuperBatchStore.from_url(watched.url), RedisEmbeddingCache.from_url(watched.url)
-    await store.create_job(spec("before"), now_s=1.0)
+    stores, cache = open_redis_stores(watched.url), RedisEmbeddingCache.from_url(watched.url)
+    await stores.jobs.create_job(spec("before"), now_s=1.0)
     await cache.put(REFERENCE, {"key": b"12345678"})
     watched.ask("one", "WAIT", 1, 5000)
 
@@ -110,22 +110,22 @@ async def test_when_the_primary_is_killed_the_same_store_goes_on_with_the_new_on
 
     async def goes_on():
         try:
-            return (await store.create_job(spec("after"), now_s=2.0))[0]
+            return (await stores.jobs.create_job(spec("after"), now_s=2.0))[0]
         except StoreUnavailable:
             return None
 
     await wait_for(goes_on, 60)
-    assert (await store.get_job("before")).spec == spec("before")
+    assert (await stores.jobs.get_job("before")).spec == spec("before")
     assert await cache.get(REFERENCE, ["key"]) == [b"12345678"]
-    await store.close()
+    await stores.connection.close()
     await cache.close()
 
 
 async def test_while_no_sentinel_answers_the_queue_is_unavailable():
-    store = RedisSuperBatchStore.from_url(f"redis+sentinel://127.0.0.1:{free_port()}/queue")
+    stores = open_redis_stores(f"redis+sentinel://127.0.0.1:{free_port()}/queue")
     with pytest.raises(StoreUnavailable, match="the queue does not answer"):
-        await store.ping()
-    await store.close()
+        await stores.connection.ping()
+    await stores.connection.close()
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from jest_server.domain.decisions import Decision
 from jest_server.domain.policies import PolicySpec, ScheduleSpec
 from jest_server.domain.references import ReferenceInfo
 from jest_server.domain.super_batches import Submission
-from jest_server.selector.decide.choose import Inputs, Question, choose, replay, rule
-from jest_server.selector.learner_outputs.pending import LearnerOutputs, LossesOfModels
-from jest_server.selector.learner_outputs.spilled_matrix import ScratchMatrix
+from jest_server.selector.decide.selection import SelectionTask, effective_policy, replay, select
+from jest_server.selector.learner_outputs.pending_selections import LearnerOutputs, LossesOfModels
+from jest_server.selector.learner_outputs.spilled_matrix import SpilledMatrix
 from jest_wire.learner_outputs import Tile
 
 CPU = torch.device("cpu")
@@ -55,18 +55,18 @@ def embeddings(rows):
 def inputs(rows, *, outputs=None, reference=True, **fields):
     """What ranks with so many rows each brought, and the joined reference."""
     joined = (REFERENCE, unit(2, sum(rows), 12, seed=99).half()) if reference else None
-    return Inputs(submissions(rows, **fields), outputs or embeddings(rows), joined)
+    return {"submissions": submissions(rows, **fields), "outputs": outputs or embeddings(rows), "reference": joined}
 
 
 def chosen_from(spec, given, *, step=None, seed=SEED):
-    return choose(Question(spec, seed, step, given), CPU)
+    return select(SelectionTask(spec, seed, step, **given), CPU)
 
 
 def models_of(given):
     """The learner's and the reference's embeddings of all rows, joined apart from the code under test."""
-    parts = [given.outputs[rank].outputs for rank in given.ranks]
+    parts = [outputs.outputs for outputs in given["outputs"].values()]
     learner = Embeddings(torch.cat([p.image for p in parts]), torch.cat([p.text for p in parts]), 10.0, -10.0)
-    joined = given.reference[1]
+    joined = given["reference"][1]
     return learner, Embeddings(joined[0], joined[1], scale=20.0, bias=-4.0)
 
 
@@ -97,7 +97,7 @@ def test_the_same_arguments_give_the_same_choice_and_another_super_batch_another
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_without_the_reference_the_fallback_chooses(fallback, loss):
     given = inputs([40], reference=False)
-    chosen = chosen_from(rule(policy(loss=loss, weights=True), fallback), given)
+    chosen = chosen_from(effective_policy(policy(loss=loss, weights=True), fallback), given)
     assert chosen == chosen_from(policy(loss=loss, scoring=fallback, weights=True), given)
     assert (set(chosen.weights[0]) == {1.0}) == (fallback == "uniform")
 
@@ -172,11 +172,11 @@ def test_losses_of_single_examples_are_needed_of_the_models_that_count_alone(sco
 
 @pytest.fixture
 def pair_outputs(tmp_path):
-    """Two ranks' sigmoid losses of their embeddings as pair losses, in a scratch file."""
+    """Two ranks' sigmoid losses of their embeddings as pair losses, in a spilled matrix."""
     learner, _ = models_of(inputs([20, 24]))
     logits = 10.0 * learner.image @ learner.text.T - 10.0
     losses = functional.softplus(logits * (1 - 2 * torch.eye(44)))
-    matrix = ScratchMatrix(44, "FP32")
+    matrix = SpilledMatrix(44, "FP32")
     matrix.open(tmp_path)
     matrix.write(Tile(0, 0, 44, 44), losses)
     yield {rank: LearnerOutputs(matrix, str(rank)) for rank in range(2)}
@@ -214,7 +214,7 @@ def test_a_step_at_which_too_little_is_left_cannot_be_chosen_from():
 @pytest.mark.parametrize("fallback", [None, "hard_learner"])
 def test_a_recorded_decision_of_a_scheduled_job_is_computed_again_from_its_record(fallback):
     given = inputs([20, 24], reference=fallback is None)
-    chosen = chosen_from(rule(SCHEDULED, fallback), given, step=60)
+    chosen = chosen_from(effective_policy(SCHEDULED, fallback), given, step=60)
     decision = Decision(
         job="j",
         super_batch_id="sb",
@@ -238,7 +238,7 @@ def test_a_recorded_decision_of_a_scheduled_job_is_computed_again_from_its_recor
         decided_at_s=1.0,
     )
     recorded = Decision.model_validate_json(decision.model_dump_json())
-    again = replay(recorded, given, CPU)
+    again = replay(recorded, **given, device=CPU)
     assert (again.positions, again.weights) == (recorded.positions, recorded.weights)
     assert (again.gain, again.sub_batch_size, again.perplexity) == (
         recorded.gain,
@@ -249,7 +249,7 @@ def test_a_recorded_decision_of_a_scheduled_job_is_computed_again_from_its_recor
 
 def test_the_work_grows_with_rows_chosen_rows_and_the_widths_that_count():
     given = inputs([40])
-    assert Question(policy(), SEED, None, given).cost() == 40 * 8 * (6 + 12)
-    assert Question(policy(scoring="hard_learner"), SEED, None, given).cost() == 40 * 8 * 6
-    assert Question(policy(scoring="uniform"), SEED, None, given).cost() == 40 * 8
-    assert Question(SCHEDULED, SEED, 0, given).cost() == 40 * 20 * (6 + 12)
+    assert SelectionTask(policy(), SEED, None, **given).cost() == 40 * 8 * (6 + 12)
+    assert SelectionTask(policy(scoring="hard_learner"), SEED, None, **given).cost() == 40 * 8 * 6
+    assert SelectionTask(policy(scoring="uniform"), SEED, None, **given).cost() == 40 * 8
+    assert SelectionTask(SCHEDULED, SEED, 0, **given).cost() == 40 * 20 * (6 + 12)
