@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jest_server.runtime.console import numbers, say, telling_bad_values
+from jest_server.runtime.console import numbers, say, invalid_values_as_usage_errors
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; tables go to standard output.")
 
@@ -30,7 +30,7 @@ def selection(
     """Measure the selection against dense ones, against its bare products, by size, loss and precision."""
     from jest_bench import selection as benchmark  # noqa: PLC0415 - loads torch
 
-    with telling_bad_values():
+    with invalid_values_as_usage_errors():
         options = benchmark.Options(
             sizes=numbers(sizes),
             width=width,
@@ -57,7 +57,7 @@ def rpc(
     """Measure SelectSubBatch against the same selection in process."""
     from jest_bench import rpc as benchmark  # noqa: PLC0415 - loads torch
 
-    with telling_bad_values():
+    with invalid_values_as_usage_errors():
         options = benchmark.Options(rows=rows, width=width, datatype=datatype, ranks=numbers(ranks), runs=runs)
     result = benchmark.measure(options, say)
     _tell(result, benchmark.tables(result), json_file)
@@ -75,7 +75,7 @@ def rounding(
     """Count which pairs are chosen all the same if the cache rounds the reference embeddings."""
     from jest_bench import rounding as benchmark  # noqa: PLC0415 - loads torch
 
-    with telling_bad_values():
+    with invalid_values_as_usage_errors():
         options = benchmark.Options(sizes=numbers(sizes), width=width, filter_ratio=filter_ratio, seeds=seeds)
     result = benchmark.measure(options)
     _tell(result, benchmark.tables(result), json_file)
@@ -96,7 +96,7 @@ def bench_scorer(
     """Measure the scorers: throughput, cache, and what several jobs over the same data cost."""
     from jest_bench import scorer as benchmark  # noqa: PLC0415 - loads torch
 
-    with telling_bad_values():
+    with invalid_values_as_usage_errors():
         options = benchmark.Options(
             model_repository=model_repository,
             examples=examples,
@@ -121,7 +121,7 @@ def memory(
     """Watch the memory of every process while producers offer ten times too much."""
     from jest_bench import memory as benchmark  # noqa: PLC0415 - loads what only a benchmark needs
 
-    with telling_bad_values():
+    with invalid_values_as_usage_errors():
         options = benchmark.Options(model_repository=model_repository, seconds=seconds, overload=overload)
     result = benchmark.measure(options, say)
     _tell(result, benchmark.tables(result), json_file)

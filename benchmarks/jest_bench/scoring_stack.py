@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from jest_server.local.jest_process import OwnProcess
+from jest_server.local.jest_process import JestProcess
 from jest_server.local.process import LOOPBACK, ServerStartError
 from jest_server.local.triton_server import TritonServer
 from jest_server.local.valkey_server import ValkeyServer, executables
@@ -19,7 +19,7 @@ from jest_server.local.valkey_server import ValkeyServer, executables
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jest_server.local.process import Part
+    from jest_server.local.process import ManagedServer
 
 REFERENCE_MODEL = "jest_reference"
 NEVER_AGAIN_S = 3600.0
@@ -63,7 +63,7 @@ class ScoringStack:
             max_memory_bytes=cache_bytes,
         )
         self.triton = TritonServer(model_repository, self.folder)
-        self.scorers: list[OwnProcess] = []
+        self.scorers: list[JestProcess] = []
         self._scorer_count = scorers
         self._scorer_settings = settings or {}
         self._selector_settings = selector_settings or {}
@@ -96,10 +96,10 @@ class ScoringStack:
                 scoring |= {"reference_model": REFERENCE_MODEL, "consumer": f"scorer-{number}"}
                 log = self.folder / f"scorer-{number}.log"
                 settings = {**shared, **scoring, **self._scorer_settings}
-                self.scorers.append(OwnProcess(f"scorer-{number}", "jest_server.scorer", log, settings))
+                self.scorers.append(JestProcess(f"scorer-{number}", "jest_server.scorer", log, settings))
                 self._start(self.scorers[-1])
             settings = {**shared, **self._selector_settings}
-            self.selector = OwnProcess("selector", "jest_server.selector", self.folder / "selector.log", settings)
+            self.selector = JestProcess("selector", "jest_server.selector", self.folder / "selector.log", settings)
             self._start(self.selector)
         except BaseException:
             self._exit.close()
@@ -118,7 +118,7 @@ class ScoringStack:
         counts = [s.value for s in samples if s.name.startswith(COUNT) and s.labels.get("model") == REFERENCE_MODEL]
         return int(sum(counts))
 
-    def _start(self, part: Part) -> None:
+    def _start(self, part: ManagedServer) -> None:
         self._exit.callback(part.stop)
         try:
             part.start()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from jest_server.local.jest_process import OwnProcess
+from jest_server.local.jest_process import JestProcess
 from jest_server.local.process import LOOPBACK, ServerStartError, free_port
 from jest_server.local.valkey_server import ValkeyServer, executables
 from jest_server.runtime import logs
@@ -82,7 +82,7 @@ def _on_valkey(reference: ReferenceInfo, embeddings: Mapping[str, bytes]) -> Ite
 
     try:
         asyncio.run(prepare())
-        process = OwnProcess("selector", "jest_server.selector", folder / "selector.log", {**urls, "drain_delay_s": 0})
+        process = JestProcess("selector", "jest_server.selector", folder / "selector.log", {**urls, "drain_delay_s": 0})
         process.start()
         try:
             yield Served(f"{LOOPBACK}:{process.port}", f"queue and cache in {name.capitalize()}")

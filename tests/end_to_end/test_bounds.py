@@ -17,7 +17,7 @@ from conformance.speaker import Speaker, features, fresh_keys, refusal_of
 from jest_proto.v1 import jobs_pb2
 from jest_server.domain.references import ReferenceInput
 from jest_server.domain.shards import ShardResult
-from jest_server.local.jest_process import OwnProcess
+from jest_server.local.jest_process import JestProcess
 from jest_server.stores.redis.stores import open_redis_stores
 from support import super_batches
 from support.servers import queue_kinds, queue_server_of
@@ -42,7 +42,7 @@ def served(request, tmp_path_factory):
             "max_super_batches": 5,
             "drain_delay_s": 0,
         }
-        selector = OwnProcess("selector", "jest_server.selector", folder / "selector.log", settings)
+        selector = JestProcess("selector", "jest_server.selector", folder / "selector.log", settings)
         selector.start()
         yield f"127.0.0.1:{selector.port}", url
         selector.stop()
@@ -61,7 +61,7 @@ def hurried(served, tmp_path):
     """A client of a second selector, which answers each job twice a second, four times at once."""
     asyncio.run(announce(served[1]))
     settings = {"queue_url": served[1], "cache_url": served[1], "max_calls_per_s_per_job": 2, "drain_delay_s": 0}
-    selector = OwnProcess("selector", "jest_server.selector", tmp_path / "selector.log", settings)
+    selector = JestProcess("selector", "jest_server.selector", tmp_path / "selector.log", settings)
     selector.start()
     speaker = Speaker(f"127.0.0.1:{selector.port}", "ref")
     yield speaker

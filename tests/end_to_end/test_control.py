@@ -15,7 +15,7 @@ import pytest
 
 from conformance.speaker import Speaker, features, fresh_keys, unit_embeddings
 from jest_server.domain.dead_letters import DeadLetter
-from jest_server.local.jest_process import OwnHttpProcess, OwnProcess
+from jest_server.local.jest_process import JestHttpProcess, JestProcess
 from jest_server.local.process import ServerStartError
 from jest_server.runtime.security.tokens import add_token
 from jest_server.stores.redis.stores import open_redis_stores
@@ -32,7 +32,7 @@ pytestmark = needs_openssl
 def control_process(stack, tmp_path_factory):
     urls = {"queue_url": f"{stack.valkey.url}/0", "cache_url": f"{stack.valkey.url}/1", "drain_delay_s": 0}
     log = tmp_path_factory.mktemp("control") / "control.log"
-    process = OwnHttpProcess("control", "jest_server.control", log, urls)
+    process = JestHttpProcess("control", "jest_server.control", log, urls)
     process.start()
     yield process
     process.stop()
@@ -115,7 +115,7 @@ def test_requests_are_counted_on_a_port_of_their_own(control_process, control):
 # With TLS and tokens
 
 
-class Listening(OwnProcess):
+class Listening(JestProcess):
     """Ready when its port is open: what is behind it, the test finds out."""
 
     def _serves(self):
@@ -236,7 +236,7 @@ def test_what_would_be_unsafe_or_cannot_be_used_does_not_start(tmp_path, setting
 
 def test_a_process_that_is_told_to_end_says_so_and_finishes(queue_url, tmp_path):
     urls = {"queue_url": f"{queue_url}/0", "cache_url": f"{queue_url}/1", "drain_delay_s": 1.5}
-    process = OwnHttpProcess("control", "jest_server.control", tmp_path / "control.log", urls)
+    process = JestHttpProcess("control", "jest_server.control", tmp_path / "control.log", urls)
     process.start()
     url = f"http://127.0.0.1:{process.port}"
     os.kill(process.pid, signal.SIGTERM)

@@ -11,7 +11,7 @@ import pytest
 from conformance.speaker import Speaker, features, fresh_keys, refusal_of, unit_embeddings
 from jest_bench.scoring_stack import ScoringStack
 from jest_proto.v1 import jobs_pb2
-from jest_server.local.jest_process import OwnProcess
+from jest_server.local.jest_process import JestProcess
 from jest_server.local.triton_server import TritonServer
 from jest_server.reference.config import reference_info
 from jest_server.reference.repository import read_config
@@ -52,7 +52,7 @@ def test_new_super_batches_take_the_new_version_and_old_ones_end_with_the_old(st
         settings = {"queue_url": stack.queue_url, "cache_url": stack.cache_url}
         triton.start()
         settings |= {"triton_url": triton.grpc_url, "consumer": "newer", "announce_interval_s": 0.3, "drain_delay_s": 0}
-        scorer = OwnProcess("newer", "jest_server.scorer", tmp_path / "newer.log", settings)
+        scorer = JestProcess("newer", "jest_server.scorer", tmp_path / "newer.log", settings)
         scorer.start()
         try:
             wait_until(lambda: served(stack.queue_url) == new)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import jest_trainer as jest
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc
 from jest_server.cli import app as cli_app
-from jest_server.local.jest_process import OwnProcess
+from jest_server.local.jest_process import JestProcess
 from jest_server.local.process import free_port
 from jest_server.runtime.security.tokens import add_token
 from support.certificates import make_authority, needs_openssl, sign
@@ -49,7 +49,7 @@ class Selector:
             "tokens_file": self.tokens,
             "drain_delay_s": 0,
         }
-        self.process = OwnProcess("selector", "jest_server.selector", self.log, settings)
+        self.process = JestProcess("selector", "jest_server.selector", self.log, settings)
         # The embedded stack's readiness check speaks plain text.
         settings["health_listen"] = f"127.0.0.1:{self.process.port}"
 

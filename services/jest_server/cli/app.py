@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jest_server import __version__
-from jest_server.runtime.console import numbers, say, telling_bad_values
+from jest_server.runtime.console import numbers, say, invalid_values_as_usage_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -101,7 +101,7 @@ def size(  # noqa: PLR0913 - an argument for each option
     """Tell what a deployment needs, by arithmetic on the options: replicas, memory, network. Nothing is measured."""
     from jest_server.cli.sizing import Load, table  # noqa: PLC0415 - needs an extra
 
-    with telling_bad_values():
+    with invalid_values_as_usage_errors():
         loads = [
             Load(
                 jobs=number,
@@ -171,7 +171,7 @@ def embed(  # noqa: PLR0913 - an argument for each option
     from jest_server.examples.options import EmbedOptions  # noqa: PLC0415 - ... nor pictures
     from jest_server.runtime.settings import EmbedSettings  # noqa: PLC0415 - as above
 
-    with telling_bad_values():
+    with invalid_values_as_usage_errors():
         if verify:
             raise typer.Exit(command.verify_all(output, say))
         share = EmbedSettings()

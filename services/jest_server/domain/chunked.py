@@ -1,4 +1,4 @@
-"""Long sequences, a batch at a time: Python 3.12 has this as ``itertools.chunked``."""
+"""Long sequences in chunks, as `itertools.batched` of Python 3.12 gives them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Yields all items in order, ``size`` at a time; the last batch may be smaller."""
+    """Yield all items in order, `size` at a time; the last chunk may be smaller."""
     rest = iter(items)
-    while batch := tuple(islice(rest, size)):
-        yield batch
+    while chunk := tuple(islice(rest, size)):
+        yield chunk

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from jest_server.local.process import LOOPBACK, Part, ServerProcess, free_port
+from jest_server.local.process import LOOPBACK, ManagedServer, ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ STOP_GRACE_S = 20.0
 _CHECK_TIMEOUT_S = 1.0
 
 
-class OwnProcess(Part):
+class JestProcess(ManagedServer):
     """Runs ``python -m MODULE`` with JEST_* settings on ports that stay the same over restarts."""
 
     def __init__(self, name: str, module: str, log: Path, settings: Mapping[str, object], *, port: int = 0) -> None:
@@ -57,7 +57,7 @@ class OwnProcess(Part):
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-class OwnHttpProcess(OwnProcess):
+class JestHttpProcess(JestProcess):
     """The same for a process that speaks HTTP in plain text: ready when ``/readyz`` says so."""
 
     def _serves(self) -> bool:

@@ -130,7 +130,7 @@ class ServerProcess:
         return f"; {self._log} ends with:\n{said}" if said else f"; {self._log} is empty"
 
 
-class Part(ABC):
+class ManagedServer(ABC):
     """A server that knows its own command and keeps its ports and files over ``stop`` and ``start``."""
 
     def __init__(self, process: ServerProcess, *, stop_grace_s: float) -> None:

@@ -1,7 +1,7 @@
-"""The whole stack on one machine: real parts where they are to be had, named stand-ins where not.
+"""The whole stack on one machine: real servers where they are installed, named stand-ins where not.
 
 Valkey (from its wheel) or `redis-server` holds queue and cache, Triton (from its wheel) the reference model;
-selector, scorer and control are processes of their own. A part that dies is started again, on the same port and with
+selector, scorer and control are separate processes. A server that dies is started again, on the same port and with
 the same files.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 import typer
 
 from jest_server.domain.errors import ReferenceModelError
-from jest_server.local.jest_process import OwnHttpProcess, OwnProcess
+from jest_server.local.jest_process import JestHttpProcess, JestProcess
 from jest_server.local.process import LOOPBACK, ServerStartError
 from jest_server.local.triton_server import TritonServer
 from jest_server.local.valkey_server import ValkeyServer
@@ -31,11 +31,11 @@ from jest_server.runtime.console import say
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from jest_server.local.process import Part
+    from jest_server.local.process import ManagedServer
 
 WATCH_S = 0.2
 START_ATTEMPTS = 5
-"""A part that cannot be started again after so many attempts ends the whole stack."""
+"""Failed attempts to start a server again after which the whole stack ends."""
 
 
 class Stack:
@@ -67,11 +67,11 @@ class Stack:
         self._watcher: threading.Thread | None = None
         self.failure: ServerStartError | None = None
         self.stand_ins: list[str] = []
-        self.parts: dict[str, Part] = {}
+        self.servers: dict[str, ManagedServer] = {}
         self.valkey: ValkeyServer | None = None
         self.triton: TritonServer | None = None
-        self.scorer: OwnProcess | None = None
-        self.control: OwnProcess | None = None
+        self.scorer: JestProcess | None = None
+        self.control: JestProcess | None = None
         self._model_repository = model_repository
         self._reference_model = reference_model
         self._port = port
@@ -83,18 +83,18 @@ class Stack:
         return f"{LOOPBACK}:{self.selector.port}"
 
     def start(self) -> None:
-        """Starts every part and waits until each is ready.
+        """Start every server and wait until each is ready.
 
         Raises:
-            ServerStartError: If a part does not come up; nothing is left running then.
+            ServerStartError: If a server does not come up; nothing is left running then.
         """
         self._check_repository()
         try:
-            for name, part in self.parts.items():
-                self._start(name, part)
-            for name, part in self._own_parts().items():
-                self.parts[name] = part
-                self._start(name, part)
+            for name, server in self.servers.items():
+                self._start(name, server)
+            for name, server in self._jest_processes().items():
+                self.servers[name] = server
+                self._start(name, server)
         except BaseException:
             self.stop()
             raise
@@ -102,11 +102,11 @@ class Stack:
         self._watcher.start()
 
     def stop(self) -> None:
-        """Drains and ends every part, the last started first, and removes what was temporary."""
+        """Drain and end every server, the last started first, and remove temporary files."""
         self._stopping.set()
         with self._changing:
-            for name, part in reversed(self.parts.items()):
-                part.stop()
+            for name, server in reversed(self.servers.items()):
+                server.stop()
                 self._on_event(f"{name} stopped")
         if self._watcher is not None:
             self._watcher.join()
@@ -121,13 +121,13 @@ class Stack:
         self.stop()
 
     def kill(self, name: str) -> None:
-        """Ends a part with SIGKILL, as a crash would; it is started again."""
-        self.parts[name].kill()
+        """End a server with SIGKILL, as a crash would; it is started again."""
+        self.servers[name].kill()
 
     @contextmanager
     def paused(self, name: str) -> Iterator[None]:
-        """Stops a part in its tracks (SIGSTOP) for the length of the block."""
-        pid = self.parts[name].pid
+        """Suspend a server (SIGSTOP) for the length of the block."""
+        pid = self.servers[name].pid
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
@@ -135,11 +135,11 @@ class Stack:
             os.kill(pid, signal.SIGCONT)
 
     def restarts(self, name: str) -> int:
-        """Returns how often a part was started again."""
+        """Return how often a server was started again."""
         return self._restarts[name]
 
     def wait(self) -> None:
-        """Returns when a part could not be started again."""
+        """Block until a server could not be started again."""
         self._stopping.wait()
         if self.failure is not None:
             raise self.failure
@@ -164,11 +164,11 @@ class Stack:
     def _choose_servers(self) -> None:
         no_valkey, no_triton = ValkeyServer.available(), TritonServer.available()
         if no_valkey is None:
-            self.parts["valkey"] = self.valkey = ValkeyServer(self.data_dir / "valkey")
+            self.servers["valkey"] = self.valkey = ValkeyServer(self.data_dir / "valkey")
         else:
             self.stand_ins.append(f"queue and cache are in the selector's memory, because {no_valkey}")
         if no_triton is None:
-            self.parts["triton"] = self.triton = TritonServer(self._model_repository, self.data_dir)
+            self.servers["triton"] = self.triton = TritonServer(self._model_repository, self.data_dir)
         else:
             self.stand_ins.append(f"the reference model runs inside the scorer, because {no_triton}")
 
@@ -179,8 +179,8 @@ class Stack:
         except ReferenceModelError as error:
             raise ServerStartError(f"the model repository cannot be served: {error}") from error
 
-    def _own_parts(self) -> dict[str, OwnProcess]:
-        """Makes our processes' parts, in the order to start them, now that the servers' ports are known."""
+    def _jest_processes(self) -> dict[str, JestProcess]:
+        """Return the server's own processes in the order to start them, now that the other servers' ports are known."""
         log = self.data_dir
         shared: dict[str, object] = {"drain_delay_s": 0}
         scoring: dict[str, object] = {
@@ -194,31 +194,31 @@ class Stack:
             scoring |= {"triton_url": self.triton.grpc_url}
         if self.valkey is None:
             module = "jest_server.local.single_process"
-            self.selector = OwnProcess("server", module, log / "server.log", shared | scoring, port=self._port)
+            self.selector = JestProcess("server", module, log / "server.log", shared | scoring, port=self._port)
             return {"selector": self.selector}
         shared |= {"queue_url": f"{self.valkey.url}/0", "cache_url": f"{self.valkey.url}/1"}
-        self.scorer = OwnProcess("scorer", "jest_server.scorer", log / "scorer.log", shared | scoring)
-        self.selector = OwnProcess("selector", "jest_server.selector", log / "selector.log", shared, port=self._port)
-        self.control = OwnHttpProcess("control", "jest_server.control", log / "control.log", shared)
+        self.scorer = JestProcess("scorer", "jest_server.scorer", log / "scorer.log", shared | scoring)
+        self.selector = JestProcess("selector", "jest_server.selector", log / "selector.log", shared, port=self._port)
+        self.control = JestHttpProcess("control", "jest_server.control", log / "control.log", shared)
         return {"scorer": self.scorer, "selector": self.selector, "control": self.control}
 
-    def _start(self, name: str, part: Part) -> None:
-        part.start()
+    def _start(self, name: str, server: ManagedServer) -> None:
+        server.start()
         self._on_event(f"{name} started")
 
     def _watch(self) -> None:
         while not self._stopping.wait(WATCH_S):
-            for name, part in self.parts.items():
+            for name, server in self.servers.items():
                 with self._changing:
-                    if not part.alive and not self._stopping.is_set():
+                    if not server.alive and not self._stopping.is_set():
                         self._on_event(f"{name} died")
-                        self._restart(name, part)
+                        self._restart(name, server)
 
-    def _restart(self, name: str, part: Part) -> None:
+    def _restart(self, name: str, server: ManagedServer) -> None:
         self._restarts[name] += 1
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
-                self._start(name, part)
+                self._start(name, server)
             except ServerStartError as error:
                 self._on_event(f"{name} did not start (attempt {attempt} of {START_ATTEMPTS}): {error}")
                 self.failure = error
@@ -231,10 +231,10 @@ class Stack:
 
 
 def run_until_interrupted(*, model_repository: Path, listen: str, reference_model: str, data_dir: Path | None) -> None:
-    """Starts the stack, tells where it listens and what stands in for what, and drains on SIGINT or SIGTERM.
+    """Start the stack, print where it listens and which stand-ins it uses, and drain on SIGINT or SIGTERM.
 
     Raises:
-        typer.Exit: With status 1 if a part does not come up.
+        typer.Exit: With status 1 if a server does not come up.
         typer.BadParameter: If ``listen`` is not a port on loopback.
     """
     host, _, port = listen.rpartition(":")

@@ -18,7 +18,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from jest_server.local.process import LOOPBACK, Part, ServerProcess, ServerStartError, free_port
+from jest_server.local.process import LOOPBACK, ManagedServer, ServerProcess, ServerStartError, free_port
 
 STOP_GRACE_S = 15.0
 """Triton finishes requests in hand and ends its backends; two torch models take up to six seconds."""
@@ -28,7 +28,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-class TritonServer(Part):
+class TritonServer(ManagedServer):
     """One server on one model repository; it keeps its ports over ``stop`` and ``start``."""
 
     def __init__(self, repository: Path, work_dir: Path, *, start_timeout_s: float = 60.0) -> None:

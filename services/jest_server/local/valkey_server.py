@@ -9,7 +9,7 @@ import socket
 import stat
 from pathlib import Path
 
-from jest_server.local.process import LOOPBACK, Part, ServerProcess, ServerStartError, free_port
+from jest_server.local.process import LOOPBACK, ManagedServer, ServerProcess, ServerStartError, free_port
 
 START_TIMEOUT_S = 10.0
 STOP_GRACE_S = 5.0
@@ -29,7 +29,7 @@ def executables() -> dict[str, Path]:
     return found
 
 
-class ValkeyServer(Part):
+class ValkeyServer(ManagedServer):
     """One server; it keeps its port and its files over ``stop`` and ``start``."""
 
     def __init__(

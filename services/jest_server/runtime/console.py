@@ -1,4 +1,4 @@
-"""How commands take values and speak to a person; their results alone go to standard output."""
+"""How commands parse values and print progress; only their results go to standard output."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def telling_bad_values() -> Iterator[None]:
-    """StartTimeFairQueue what cannot be into what the command line says of wrong options."""
+def invalid_values_as_usage_errors() -> Iterator[None]:
+    """Report a `ValueError` as a usage error of the command line."""
     try:
         yield
     except ValueError as error:
@@ -21,14 +21,14 @@ def telling_bad_values() -> Iterator[None]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Numbers with commas between.
+    """Return integers that are separated by commas.
 
     Raises:
-        ValueError: If one is none.
+        ValueError: If one of them is not an integer.
     """
     return tuple(map(int, text.split(",")))
 
 
 def say(sentence: str) -> None:
-    """Tells what happens, on standard error."""
+    """Print a line of progress to standard error."""
     typer.echo(sentence, err=True)

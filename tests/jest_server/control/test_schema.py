@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import positive_data_acceptance
 
 from jest_server.control.app import create_app
-from jest_server.local.jest_process import OwnHttpProcess
+from jest_server.local.jest_process import JestHttpProcess
 from jest_server.runtime.security.tokens import new_token
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
 from jest_server.stores.memory.stores import open_memory_stores
@@ -46,7 +46,7 @@ def running(folder, **more):
         url = f"{queue.url}/0"
         asyncio.run(fill(url, "red~" if more else ""))
         files = {"queue_url": url, "cache_url": f"{queue.url}/1", "drain_delay_s": 0, **more}
-        process = OwnHttpProcess("control", "jest_server.control", folder / "control.log", files)
+        process = JestHttpProcess("control", "jest_server.control", folder / "control.log", files)
         process.start()
         try:
             yield f"http://127.0.0.1:{process.port}"
