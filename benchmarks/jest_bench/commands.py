@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jest_server.runtime.console import numbers, say, invalid_values_as_usage_errors
+from jest_server.runtime.console import invalid_values_as_usage_errors, numbers, say
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; tables go to standard output.")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jest_server import __version__
-from jest_server.runtime.console import numbers, say, invalid_values_as_usage_errors
+from jest_server.runtime.console import invalid_values_as_usage_errors, numbers, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
