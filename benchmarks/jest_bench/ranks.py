@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,13 +18,13 @@ from jest_wire.learner_outputs import IMAGE_EMBEDDING, TEXT_EMBEDDING
 from jest_wire.tensors import chunks, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
-    from multiprocessing.synchronize import Barrier
 
     import numpy.typing as npt
 
 TIMEOUT_S = 300.0
+EXIT_TIMEOUT_S = 5.0
 STAGES = ("wait_learner", "wait_reference", "queue", "compute")
 
 
@@ -59,18 +60,19 @@ class Call:
 
 
 class RankProcesses:
-    """All ranks of a job, one process and one channel each, for the length of a block."""
+    """All ranks of a job, one process and one channel each, for the length of a block.
+
+    A rank shares nothing with the others but its pipe to this process, so that a rank that is killed at any moment
+    cannot hold a lock that the others need.
+    """
 
     def __init__(self, ranks: Sequence[Rank]) -> None:
         context = multiprocessing.get_context("spawn")
-        self._barrier = context.Barrier(len(ranks))  # kept: a process that starts late finds only a living one
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in ranks:
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_run, args=(rank, theirs, self._barrier), name=f"rank {rank.rank}", daemon=True
-            )
+            process = context.Process(target=_run, args=(rank, theirs), name=f"rank {rank.rank}", daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -80,52 +82,52 @@ class RankProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # a rank that waits for its next step returns
         for process in self._processes:
-            process.terminate()
-        for process in self._processes:
+            process.join(EXIT_TIMEOUT_S)
+            process.kill()  # SIGTERM may have a handler, which an interpreter that is shutting down never runs
             process.join()
 
     def select(self, super_batch_id: str) -> list[Call]:
-        """Submits on all ranks, then calls SelectSubBatch on all at once; in the order of the ranks.
+        """Submit on all ranks, then call SelectSubBatch on all at once; in the order of the ranks.
 
         Raises:
             RuntimeError: If a rank failed; its own message is in it.
         """
+        self._on_all(_submit, super_batch_id)
+        return [answer for answer in self._on_all(_select, super_batch_id) if isinstance(answer, Call)]
+
+    def _on_all(self, step: Callable[..., Call | None], super_batch_id: str) -> list[Call | str | None]:
         for pipe in self._pipes:
-            try:
-                pipe.send(super_batch_id)
-            except OSError:  # its process ended: the others shall not wait for it
-                self._barrier.abort()
+            with suppress(OSError):  # its process ended, as its answer will say
+                pipe.send((step, super_batch_id))
         answers = [_answer(pipe) for pipe in self._pipes]
         failures = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
         if failures:
             raise RuntimeError(f"super-batch {super_batch_id!r} failed: {'; '.join(failures)}")
-        return [answer for answer in answers if isinstance(answer, Call)]
+        return answers
 
 
-def _answer(pipe: Connection) -> Call | str:
+def _answer(pipe: Connection) -> Call | str | None:
     try:
-        answer: Call | str = pipe.recv()
+        answer: Call | str | None = pipe.recv()
     except (EOFError, OSError):
         return "its process ended"
     return answer
 
 
-def _run(rank: Rank, pipe: Connection, barrier: Barrier) -> None:
-    """Is a rank's process: calls for each id that comes, until it is ended."""
-    with grpc.insecure_channel(rank.address) as channel:
+def _run(rank: Rank, pipe: Connection) -> None:
+    """Run one rank's process: take each step that arrives and answer it, until the pipe is closed."""
+    with grpc.insecure_channel(rank.address) as channel, suppress(EOFError, OSError):
         stub = selection_pb2_grpc.SelectionServiceStub(channel)
         while True:
-            super_batch_id = pipe.recv()
+            step, super_batch_id = pipe.recv()
             try:
-                _submit(stub, rank, super_batch_id)
-                barrier.wait(TIMEOUT_S)
-                call = _select(stub, rank, super_batch_id)
-            except Exception as error:  # noqa: BLE001 - told to the test
-                barrier.abort()
-                pipe.send(_sentence(error))
-                return
-            pipe.send(call)
+                answer: Call | str | None = step(stub, rank, super_batch_id)
+            except Exception as error:  # noqa: BLE001 - any failure goes to the parent, which ends the selection
+                answer = _sentence(error)
+            pipe.send(answer)
 
 
 def _sentence(error: Exception) -> str:
