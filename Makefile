@@ -9,6 +9,8 @@ RELEASED = $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse H
 GIT_DIR = $(shell git rev-parse --path-format=absolute --git-common-dir)
 # Tests wait for servers most of the time: two at once, each with one thread for torch, take half as long as one.
 TEST_PROCESSES ?= 2
+# A run that takes longer is ended, with the names of the tests that were running.
+TEST_TIMEOUT_S ?= 1500
 DEMO_OPTIONS := $(if $(QUICK),--quick)
 
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ demo: $(READY) ## Train the same model twice, uniform and chosen by the running 
 	$(BIN)/python trainer/examples/emoji/demo.py $(DEMO_OPTIONS)
 
 test: $(READY) ## Run all tests, against real servers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --run-timeout $(TEST_TIMEOUT_S) --cov --cov-report=term
 
 check: lint types imports contract test ## All that CI runs
 

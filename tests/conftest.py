@@ -22,6 +22,8 @@ __all__ = [
     "triton",
 ]
 
+pytest_plugins = ["support.leftover_processes", "support.time_limits"]
+
 # A busy machine is slow, and that is not what these tests are about.
 settings.register_profile("no_clock", deadline=None)
 settings.load_profile("no_clock")
