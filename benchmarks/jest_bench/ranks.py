@@ -86,7 +86,7 @@ class RankProcesses:
             pipe.close()  # a rank that waits for its next step returns
         for process in self._processes:
             process.join(EXIT_TIMEOUT_S)
-            process.kill()  # SIGTERM may have a handler, which an interpreter that is shutting down never runs
+            process.kill()  # a handler of SIGTERM can hang: coverage's does in a process that is just exiting
             process.join()
 
     def select(self, super_batch_id: str) -> list[Call]:
