@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 from hypothesis import settings
 
 from jest_server.local.triton_server import TritonServer
 from support.collector import collector, traced
 from support.references import export_tiny_reference
-from support.servers import queue_kinds, queue_server_of, triton_on
+from support.servers import NO_REDIS, QUEUE_KINDS, queue_server_of, triton_on
 from support.stack import reference_towers, stack, stack_repository
 
 __all__ = [
@@ -28,10 +31,29 @@ pytest_plugins = ["support.leftover_processes", "support.time_limits"]
 settings.register_profile("no_clock", deadline=None)
 settings.load_profile("no_clock")
 
+NEED_REDIS = "need redis-server"
+"""The outcome of tests that are skipped for want of it: a count in the last line, not a line for each of them."""
 
-@pytest.fixture(scope="session", params=queue_kinds())
+
+def pytest_configure():
+    if os.environ.get("REQUIRE_REDIS_SERVER") and shutil.which("redis-server") is None:
+        raise pytest.UsageError(f"REQUIRE_REDIS_SERVER is set, but {NO_REDIS}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report):
+    return (NEED_REDIS, "s", "SKIPPED") if report.skipped and NO_REDIS in str(report.longrepr) else None
+
+
+def pytest_terminal_summary(terminalreporter):
+    count = len(terminalreporter.stats.get(NEED_REDIS, []))
+    if count:
+        terminalreporter.write_line(f"{count} tests {NEED_REDIS} and did not run: {NO_REDIS}", yellow=True)
+
+
+@pytest.fixture(scope="session", params=QUEUE_KINDS)
 def queue_server(request, tmp_path_factory):
-    """URL of a fresh Redis-like server, of every kind that is installed; tests share it, so they use their own keys."""
+    """URL of a fresh Redis-like server, of every kind; tests share it, so they use their own keys."""
     with queue_server_of(request.param, tmp_path_factory.mktemp(request.param)) as server:
         yield server.url
 

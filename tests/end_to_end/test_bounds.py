@@ -20,7 +20,7 @@ from jest_server.domain.shards import ShardResult
 from jest_server.local.jest_process import JestProcess
 from jest_server.stores.redis.stores import open_redis_stores
 from support import super_batches
-from support.servers import queue_kinds, queue_server_of
+from support.servers import QUEUE_KINDS, queue_server_of
 
 REFERENCE = super_batches.REFERENCE.model_copy(
     update={"inputs": (ReferenceInput(name="x", datatype="UINT8", shape=(100_000,)),)}
@@ -29,7 +29,7 @@ ROWS_OF_A_MEGABYTE = 10
 POLICY = jobs_pb2.SelectionPolicy(sub_batch_size=4, num_chunks=2)
 
 
-@pytest.fixture(scope="module", params=queue_kinds())
+@pytest.fixture(scope="module", params=QUEUE_KINDS)
 def served(request, tmp_path_factory):
     """A selector whose queue takes 2.5 MB of a job's features, and where its queue is."""
     folder = tmp_path_factory.mktemp("bounds")

@@ -21,7 +21,7 @@ from jest_server.runtime.security.tokens import add_token
 from jest_server.stores.redis.stores import open_redis_stores
 from support.certificates import make_authority, needs_openssl, sign
 from support.polling import wait_until
-from support.servers import queue_kinds, queue_server_of
+from support.servers import queue_server_of
 
 pytestmark = needs_openssl
 
@@ -125,7 +125,7 @@ class Listening(JestProcess):
 
 @pytest.fixture(scope="module")
 def queue_url(tmp_path_factory):
-    with queue_server_of(queue_kinds()[0], tmp_path_factory.mktemp("queue")) as queue:
+    with queue_server_of("valkey", tmp_path_factory.mktemp("queue")) as queue:
         yield queue.url
 
 

@@ -20,7 +20,7 @@ from jest_server.local.process import free_port
 from jest_server.runtime.security.tokens import add_token
 from support.certificates import make_authority, needs_openssl, sign
 from support.polling import wait_until
-from support.servers import queue_kinds, queue_server_of
+from support.servers import queue_server_of
 
 pytestmark = needs_openssl
 
@@ -61,7 +61,7 @@ class Selector:
 @pytest.fixture(scope="module")
 def selector(tmp_path_factory):
     folder = tmp_path_factory.mktemp("security")
-    with queue_server_of(queue_kinds()[0], folder / "queue") as queue:
+    with queue_server_of("valkey", folder / "queue") as queue:
         selector = Selector(folder, f"{queue.url}/0")
         selector.process.start()
         yield selector

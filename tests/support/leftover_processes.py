@@ -13,7 +13,7 @@ import uuid
 import psutil
 import pytest
 
-VARIABLE = "JEST_TEST_RUNS"
+VARIABLE = "TEST_RUN_IDS"
 """Ids of the run and of those that it is a part of: a test may run pytest."""
 _RUN_ID = uuid.uuid4().hex
 _EXIT_S = 5.0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import pytest
 
 from jest_server.local import valkey_server
 from jest_server.local.triton_server import TritonServer
@@ -13,9 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def queue_kinds() -> list[str]:
-    """Names of the Redis-like servers of this machine: "valkey", "redis"."""
-    return list(valkey_server.executables())
+NO_REDIS = "redis-server is not on the PATH"
+needs_redis_server = pytest.mark.skipif(shutil.which("redis-server") is None, reason=NO_REDIS)
+QUEUE_KINDS = ["valkey", pytest.param("redis", marks=needs_redis_server)]
+"""The Redis-like servers to run a test against, as parameters."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
 from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.stores import open_redis_stores
 from jest_server.use_cases.jobs import JobRegistry
-from support.servers import queue_kinds, queue_server_of
+from support.servers import queue_server_of
 from support.super_batches import REFERENCE, decision, letter, spec, submit
 
 THOROUGH = settings(
@@ -42,7 +42,7 @@ async def fill(url, prefix=""):
 
 @contextmanager
 def running(folder, **more):
-    with queue_server_of(queue_kinds()[0], folder / "queue") as queue:
+    with queue_server_of("valkey", folder / "queue") as queue:
         url = f"{queue.url}/0"
         asyncio.run(fill(url, "red~" if more else ""))
         files = {"queue_url": url, "cache_url": f"{queue.url}/1", "drain_delay_s": 0, **more}

@@ -8,10 +8,10 @@ import redis
 
 from jest_server.local import valkey_server
 from jest_server.local.process import ServerStartError
-from support.servers import queue_kinds, queue_server_of
+from support.servers import QUEUE_KINDS, queue_server_of
 
 
-@pytest.fixture(params=queue_kinds())
+@pytest.fixture(params=QUEUE_KINDS)
 def server(request, tmp_path):
     with queue_server_of(request.param, tmp_path / "data", append_only=True) as server:
         yield server
@@ -59,7 +59,7 @@ def test_a_stopped_server_leaves_no_process(server):
 
 
 def test_two_servers_take_different_ports(server, tmp_path):
-    with queue_server_of(queue_kinds()[0], tmp_path / "other") as other:
+    with queue_server_of("valkey", tmp_path / "other") as other:
         assert other.port != server.port
 
 

@@ -7,11 +7,11 @@ from redis.asyncio import Redis
 
 from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.stores import open_redis_stores
-from support.servers import queue_kinds, queue_server_of
+from support.servers import QUEUE_KINDS, queue_server_of
 from support.super_batches import key_prefix, spec
 
 
-@pytest.fixture(scope="module", params=["memory", *queue_kinds()])
+@pytest.fixture(scope="module", params=["memory", *QUEUE_KINDS])
 def stores_url(request, tmp_path_factory):
     """Where stores of each kind are; None stands for this process's memory."""
     if request.param == "memory":
@@ -37,7 +37,7 @@ async def job(stores):
     return "job"
 
 
-@pytest.fixture(params=queue_kinds())
+@pytest.fixture(params=QUEUE_KINDS)
 def own_server(request, tmp_path):
     """A server of the test's own, to break."""
     with queue_server_of(request.param, tmp_path, append_only=True) as server:
@@ -52,7 +52,7 @@ async def own_stores(own_server):
     await stores.connection.close()
 
 
-@pytest.fixture(scope="module", params=queue_kinds())
+@pytest.fixture(scope="module", params=QUEUE_KINDS)
 def shared_server(request, tmp_path_factory):
     """A server for tests that leave it as it was."""
     with queue_server_of(request.param, tmp_path_factory.mktemp("shared")) as server:

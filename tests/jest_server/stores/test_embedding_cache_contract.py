@@ -18,12 +18,12 @@ from jest_server.stores.embedding_files.files import EmbeddingFiles
 from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
 from jest_server.stores.tiered_cache import TieredEmbeddingCache
-from support.servers import queue_kinds, queue_server_of
+from support.servers import QUEUE_KINDS, queue_server_of
 
 VALUE = bytes(range(16))
 
 
-@pytest.fixture(scope="module", params=["memory", "tiered", *queue_kinds()])
+@pytest.fixture(scope="module", params=["memory", "tiered", *QUEUE_KINDS])
 def cache_url(request, tmp_path_factory):
     if request.param in {"memory", "tiered"}:
         yield request.param
@@ -248,7 +248,7 @@ async def test_tenants_that_share_find_each_others(make_cache):
     assert await cache.for_tenant_of("blue~job").get(info, ["a"]) == [VALUE]
 
 
-@pytest.fixture(params=queue_kinds())
+@pytest.fixture(params=QUEUE_KINDS)
 def server(request, tmp_path):
     with queue_server_of(request.param, tmp_path) as server:
         yield server

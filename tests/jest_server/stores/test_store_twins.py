@@ -14,7 +14,7 @@ from jest_server.domain.errors import JestServerError
 from jest_server.domain.super_batches import Limits, SuperBatchRef
 from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.stores import open_redis_stores
-from support.servers import queue_kinds, queue_server_of
+from support.servers import QUEUE_KINDS, queue_server_of
 from support.super_batches import (
     REFERENCE,
     accounts,
@@ -200,7 +200,7 @@ def server_url(url):
         SERVER_URL.reset(token)
 
 
-@pytest.mark.parametrize("kind", queue_kinds())
+@pytest.mark.parametrize("kind", QUEUE_KINDS)
 def test_both_stores_answer_alike(kind, tmp_path):
     with queue_server_of(kind, tmp_path) as server, server_url(f"{server.url}/0"):
         run_state_machine_as_test(

@@ -13,12 +13,10 @@ from jest_server.local.process import ServerProcess, free_port
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
 from jest_server.stores.redis.stores import open_redis_stores
 from support.certificates import make_authority, needs_openssl, sign
+from support.servers import needs_redis_server
 from support.super_batches import REFERENCE, decision, queue_one, result_of
 
-pytestmark = [
-    needs_openssl,
-    pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs a redis-server that speaks TLS"),
-]
+pytestmark = [needs_openssl, needs_redis_server]
 
 
 @pytest.fixture(scope="module")

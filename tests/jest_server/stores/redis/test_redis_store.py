@@ -21,7 +21,7 @@ from jest_server.stores.redis import super_batches as redis_store_module
 from jest_server.stores.redis.keys import GROUP, line_of
 from jest_server.stores.redis.stores import open_redis_stores
 from support.polling import wait_for
-from support.servers import queue_kinds, queue_server_of
+from support.servers import queue_server_of
 from support.super_batches import (
     REFERENCE,
     accounts,
@@ -264,7 +264,7 @@ async def test_a_silent_server_is_told_within_the_time_limit(own_server, own_sto
 
 
 async def test_news_go_on_after_a_restart_that_forgot_everything(tmp_path):
-    with queue_server_of(queue_kinds()[0], tmp_path) as server:
+    with queue_server_of("valkey", tmp_path) as server:
         stores = open_redis_stores(f"{server.url}/0")
         heard = set()
 

@@ -12,12 +12,10 @@ from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
 from jest_server.stores.redis.stores import open_redis_stores
 from support.certificates import make_authority, needs_openssl, sign
 from support.polling import wait_for
+from support.servers import needs_redis_server
 from support.super_batches import REFERENCE, spec
 
-pytestmark = [
-    needs_openssl,
-    pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server, which is also the Sentinel"),
-]
+pytestmark = [needs_openssl, needs_redis_server]
 
 
 class Watched:
