@@ -29,7 +29,7 @@ demo: $(READY) ## Train the same model twice, uniform and chosen by the running 
 	$(BIN)/python trainer/examples/emoji/demo.py $(DEMO_OPTIONS)
 
 test: $(READY) ## Run all tests, against real servers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --run-timeout $(TEST_TIMEOUT_S) --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -P tests/support/supervise.py $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --run-timeout $(TEST_TIMEOUT_S) --cov --cov-report=term
 
 check: lint types imports contract test ## All that CI runs
 

@@ -25,7 +25,7 @@ __all__ = [
     "triton",
 ]
 
-pytest_plugins = ["support.leftover_processes", "support.time_limits"]
+pytest_plugins = ["support.time_limits"]
 
 # A busy machine is slow, and that is not what these tests are about.
 settings.register_profile("no_clock", deadline=None)

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import textwrap
 import time
-import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 
-from support.leftover_processes import VARIABLE, processes_with
+from support import supervise
 
 ROOT = Path(__file__).parents[1]
 OTHER_TESTS = "def test_one(): pass\ndef test_two(): pass\n"
@@ -21,10 +21,9 @@ PLUGINS = [
     "xdist.plugin",
     "pytest_timeout",
     "pytest_asyncio.plugin",
-    "support.leftover_processes",
     "support.time_limits",
 ]
-"""Those that matter here, which start in half the time; tests/conftest.py loads the last two."""
+"""Those that matter here, which start in half the time; tests/conftest.py loads the last."""
 
 
 @pytest.fixture
@@ -35,7 +34,18 @@ def run(tmp_path):
         (tmp_path / "test_it.py").write_text(IMPORTS + textwrap.dedent(text))
         for number in range(4):
             (tmp_path / f"test_other_{number}.py").write_text(OTHER_TESTS)
-        command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
+        command = [
+            sys.executable,
+            "-P",
+            supervise.__file__,
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            ROOT / "pyproject.toml",
+            "--rootdir",
+            tmp_path,
+        ]
         command += [word for plugin in PLUGINS for word in ("-p", plugin)]
         command += ["-p", "no:cacheprovider", "--numprocesses", str(processes), *options, tmp_path]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "PYTEST"))}
@@ -127,9 +137,9 @@ def test_a_worker_that_dies_before_any_test_fails_the_run(run):
 
 
 def test_a_run_that_takes_too_long_ends_with_the_tests_that_were_running(run):
-    status, output, seconds = run("def test_long(): time.sleep(300)", "--run-timeout=6")
+    status, output, seconds = run("def test_long(): time.sleep(300)", "--run-timeout=15")
     assert status != 0
-    assert re.search(r"took longer than 6 s \(--run-timeout\); running: test_it.py::test_long \(\d+ s\)", output)
+    assert re.search(r"took longer than 15 s \(--run-timeout\); running: test_it.py::test_long \(\d+ s\)", output)
     assert re.search(r'test_it.py", line \d+ in test_long', output), "the stacks are printed"
     assert re.search(r"^FAILED test_it.py::test_long - worker 'gw\d' crashed", output, re.MULTILINE)
     assert seconds < 60
@@ -143,25 +153,24 @@ def test_a_run_that_hangs_before_any_test_ends_too(run):
 
 
 def test_a_run_in_one_process_ends_as_well(run):
-    status, output, _ = run("def test_long(): time.sleep(300)", "--run-timeout=3", processes=0)
+    status, output, _ = run("def test_long(): time.sleep(300)", "--run-timeout=8", processes=0)
     assert status == 1
     assert "running: test_it.py::test_long" in output
 
 
-def test_nothing_that_a_test_started_outlives_a_worker_that_was_killed(run, monkeypatch):
-    mark = uuid.uuid4().hex
-    monkeypatch.setenv(VARIABLE, f"{os.environ.get(VARIABLE, '')} {mark}")
+def test_nothing_that_a_test_started_outlives_a_worker_that_was_killed(run, tmp_path):
     status, output, _ = run(
         """
         def test_dies():
             command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)"]
-            for _ in range(2):
-                child = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+            children = [subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) for _ in range(2)]
+            for child in children:
                 child.stdout.readline()
-            child.send_signal(signal.SIGSTOP)
+            children[0].send_signal(signal.SIGSTOP)
+            open("pids", "w").write(" ".join(str(child.pid) for child in children))
             os.kill(os.getpid(), signal.SIGKILL)
         """
     )
-    assert status != 0
-    assert "killed processes that tests had left" in output
-    assert processes_with(mark) == []
+    assert status == 1
+    assert "killed processes that were left: " in output
+    assert [pid for pid in (tmp_path / "pids").read_text().split() if psutil.pid_exists(int(pid))] == []

@@ -20,8 +20,6 @@ import time
 import psutil
 import pytest
 
-from support.leftover_processes import is_worker, kill_leftover_processes
-
 AFTER_CRASH_S = 60.0
 """How long the other workers may still run once one has died."""
 _STOP_S = 30.0
@@ -46,7 +44,7 @@ def pytest_configure(config):
     stderr = os.fdopen(os.dup(2), "w")  # capturing does not replace this one
     config.add_cleanup(stderr.close)
     config.pluginmanager.register(TestLimit(config, stderr), "test_limit")
-    if not is_worker(config):
+    if not hasattr(config, "workerinput"):  # not in a worker of xdist, but in what controls them
         config.pluginmanager.register(RunLimit(config, stderr), "run_limit")
 
 
@@ -139,7 +137,8 @@ class RunLimit:
                 return
             self._report("the test runner did not end after its workers had")
         faulthandler.dump_traceback(self._stderr)
-        kill_leftover_processes()
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
         os._exit(1)
 
     def _report(self, problem):
