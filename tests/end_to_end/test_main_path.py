@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 import jest_trainer
 from jest_core import Embeddings, SelectionPolicy, select_sub_batch, selection_seed
 from support.learner import TinyLearner, selected, super_batches
-from support.polling import wait_until
+from support.polling import wait_until, within
 
 POLICY = SelectionPolicy(filter_ratio=0.75, num_chunks=4)
 
@@ -138,10 +137,8 @@ def test_the_declared_fallback_applies_when_the_reference_is_late(stack, client,
         unique("late"), reference_model="jest_reference", policy=POLICY, fallback="uniform", reference_timeout_s=1
     )
     batches = selected(job, TinyLearner(seed=0), super_batches(count=1, rows=64, seed=10))
-    with stack.paused("scorer"):
-        started = time.monotonic()
+    with stack.paused("scorer"), within(10):
         (batch,) = list(batches)
-        assert time.monotonic() - started < 10
     assert len(batch["keys"]) == 16
     assert batches.last.fallback == "uniform"
     assert "reference_timeout" in batches.last.fallback_reason

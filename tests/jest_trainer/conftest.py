@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE))  # the tests' own modules: scripted_server and tra
 from scripted_server import ScriptedServer  # noqa: E402 - found through the line above
 from trainer_samples import POLICY, embeddings, until  # noqa: E402 - as above
 
-DEADLINE_S = 5.0
+DEADLINE_S = 20.0
 
 
 @pytest.fixture(name="until")

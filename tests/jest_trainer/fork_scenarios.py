@@ -68,7 +68,7 @@ def loop_over(job, super_batches, prefix):
 
 def main(address):
     told = {}
-    with jest.Client(address, deadline_s=10) as client:
+    with jest.Client(address, deadline_s=20) as client:
         told["unused"] = in_child(lambda: client.server_info().version)
         job = client.create_job("run-1", reference_model="reference", policy=POLICY)
         told["used"] = in_child(client.server_info)

@@ -17,6 +17,7 @@ from scripted_server import fail, hold, proceed
 from trainer_samples import EXPECTED_ROWS, POLICY, embeddings, super_batch
 
 import jest_trainer as jest
+from support.polling import within
 
 Code = grpc.StatusCode
 MISSING = fail(Code.FAILED_PRECONDITION, "REFERENCE_MISSING", "evicted since submission")
@@ -163,10 +164,8 @@ def test_someone_who_waits_waits_no_longer_than_the_deadline(server, make_loop):
     server.script["SubmitSuperBatch"].extend([fail(Code.UNAVAILABLE)] * 100)
     with jest.Client(server.address, deadline_s=0.6) as client:
         job = client.create_job("hasty", reference_model="r", policy=POLICY)
-        started = time.monotonic()
-        with pytest.raises(jest.JestError, match="UNAVAILABLE"):
+        with within(1.6), pytest.raises(jest.JestError, match="UNAVAILABLE"):
             list(make_loop([super_batch(0)], job=job))
-        assert time.monotonic() - started < 1.6
 
 
 @pytest.mark.parametrize(
@@ -192,11 +191,9 @@ def test_a_stopped_server_ends_the_loop_within_the_deadline(process_server, make
         loop = iter(make_loop(endless(), job=job))
         next(loop)
         os.kill(process.pid, signal.SIGSTOP)
-        started = time.monotonic()
-        with pytest.raises(jest.JestError) as caught:
+        with within(2.0), pytest.raises(jest.JestError) as caught:
             next(loop)
         assert caught.value.code is Code.DEADLINE_EXCEEDED
-        assert time.monotonic() - started < 2.0
         loop.close()
         os.kill(process.pid, signal.SIGCONT)
 
@@ -214,11 +211,11 @@ def test_breaking_out_stops_the_thread_at_once(make_loop):
 def test_breaking_out_does_not_wait_for_a_server_that_hangs(server, make_loop, until):
     never = threading.Event()
     server.script["SubmitSuperBatch"].extend([proceed, hold(never)])
-    for _ in make_loop(endless()):
-        until(lambda: server.count("SubmitSuperBatch") == 2)
-        started = time.monotonic()
-        break
-    assert time.monotonic() - started < 1.0
+    loop = iter(make_loop(endless()))
+    next(loop)
+    until(lambda: server.count("SubmitSuperBatch") == 2)
+    with within(1.0):
+        del loop  # as leaving a `for` does
     assert not threads()
 
 
@@ -244,10 +241,8 @@ def test_an_interrupt_while_waiting_surfaces_and_stops_the_thread(make_loop, unt
     loop = iter(make_loop(stuck()))
     next(loop)
     threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with within(3.0), pytest.raises(KeyboardInterrupt):
         next(loop)
-    assert time.monotonic() - started < 3.0
     released.set()
     until(lambda: not threads())
 

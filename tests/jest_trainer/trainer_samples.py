@@ -11,7 +11,7 @@ import jest_trainer as jest
 POLICY = jest.SelectionPolicy(filter_ratio=0.75, num_chunks=2)
 
 
-def until(condition, timeout_s=10.0):
+def until(condition, timeout_s=30.0):
     """Polls until a condition holds."""
     end = time.monotonic() + timeout_s
     while not condition():

@@ -79,7 +79,7 @@ def command(place, stack_repository):
 
 
 def run(process):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=90)
     return process.returncode, out + err
 
 

@@ -20,6 +20,7 @@ from jest_server.stores.embedding_files.folder import EmbeddingFolder
 from jest_server.stores.embedding_files.format import shard_of, space_of
 from support.embedding_shards import reference_info
 from support.example_data import example_members, hash_of, write_tar
+from support.polling import within
 
 INFO = reference_info(inputs=(ReferenceInput(name="x", datatype="INT64", shape=()),))
 
@@ -192,14 +193,16 @@ async def test_preprocessing_that_does_not_fit_the_model_ends_the_run(setting):
 
 async def test_a_stop_takes_effect_after_the_batch_and_leaves_nothing_half(setting):
     setting.add("0.tar", ["a", "b", "c"])
-    released = threading.Event()
+    entered, released = threading.Event(), threading.Event()
 
     def slow(examples):
-        released.wait(5)
+        entered.set()
+        released.wait(30)
         return numbers(examples)
 
     running = asyncio.create_task(setting.run(batch=1, function=slow))
-    await asyncio.sleep(0.05)
+    while not entered.is_set():
+        await asyncio.sleep(0.01)
     setting.stop.set()
     released.set()
     with pytest.raises(Stopped):
@@ -215,6 +218,5 @@ async def test_a_stop_ends_waiting_for_a_model_that_is_away(setting):
     while not setting.model.batches:
         await asyncio.sleep(0.01)
     setting.stop.set()
-    with pytest.raises(Stopped):
-        async with asyncio.timeout(0.9):
-            await running
+    with within(0.9), pytest.raises(Stopped):
+        await running

@@ -3,13 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from jest_server.local.process import ServerProcess, ServerStartError
+from support.polling import wait_until
 
 PYTHON = sys.executable
 SAYS_READY = "import sys, time; open(sys.argv[1], 'w').close(); {rest}time.sleep(600)"
@@ -20,13 +20,6 @@ def gone(pid):
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def wait_until(holds, timeout_s=10):
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -40,7 +33,7 @@ def server(tmp_path):
 def start(server, tmp_path):
     """Starts Python code that makes the file it is given when it is ready."""
 
-    def run(code, timeout_s=10.0):
+    def run(code, timeout_s=30.0):
         sign = tmp_path / "ready"
         server.start([PYTHON, "-c", code, sign], ready=sign.exists, timeout_s=timeout_s)
 

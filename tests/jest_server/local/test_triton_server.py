@@ -40,7 +40,7 @@ def family_of(server):
 
 
 def all_gone(processes):
-    _, alive = psutil.wait_procs(processes, timeout=5)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -156,7 +156,7 @@ class Bench:
             await worker.drain()
 
 
-async def until(look, *, timeout_s: float = 10.0):
+async def until(look, *, timeout_s: float = 30.0):
     """Polls until the coroutine function returns something true."""
     async with asyncio.timeout(timeout_s):
         while not (found := await look()):

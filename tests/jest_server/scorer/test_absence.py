@@ -23,7 +23,7 @@ async def test_a_model_that_comes_late_is_found_soon_however_seldom_it_is_announ
         await asyncio.sleep(0.2)  # it has looked, and found nothing
         bench.model.is_ready = True
         super_batch = await bench.queue(["a", "b"])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await bench.scored(super_batch)
     finally:
         stop.set()

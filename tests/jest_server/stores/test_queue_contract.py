@@ -8,7 +8,7 @@ import time
 import pytest
 
 from jest_server.domain.super_batches import SuperBatchRef, UploadStatus
-from support.polling import wait_for
+from support.polling import wait_for, within
 from support.super_batches import (
     REFERENCE,
     decision,
@@ -76,7 +76,7 @@ async def test_every_listener_hears_of_a_result_that_is_there_already(stores, jo
     await upload(stores, job)
     (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
     await stores.queue.complete(claim, result_of(claim))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(*(event.wait() for event in heard))
     for listener in listeners:
         listener.cancel()
@@ -121,19 +121,19 @@ async def test_completing_twice_counts_once(stores, job):
 
 
 async def test_who_waits_for_a_shard_gets_it_when_it_comes(stores, job):
-    waiting = asyncio.create_task(stores.queue.claim("c", REFERENCE, count=1, block_s=5))
+    waiting = asyncio.create_task(stores.queue.claim("c", REFERENCE, count=1, block_s=20))
     await asyncio.sleep(0.05)
     await submit(stores, job)
     await upload(stores, job)
-    started = time.monotonic()
-    assert len(await waiting) == 1
-    assert time.monotonic() - started < 1
+    with within(1):
+        assert len(await waiting) == 1
 
 
 async def test_who_waits_in_vain_is_told_in_time(stores):
     started = time.monotonic()
-    assert await stores.queue.claim("c", REFERENCE, count=1, block_s=0.2) == []
-    assert 0.19 < time.monotonic() - started < 1.5
+    with within(1.5):
+        assert await stores.queue.claim("c", REFERENCE, count=1, block_s=0.2) == []
+    assert time.monotonic() - started > 0.19
     assert await stores.queue.claim("c", REFERENCE, count=1, block_s=0) == []
 
 

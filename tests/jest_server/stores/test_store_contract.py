@@ -11,7 +11,7 @@ import pytest
 
 from jest_server.domain.errors import DeadLettered, JobUnknown, SuperBatchUnknown
 from jest_server.domain.super_batches import Limits, SubmitResult, SubmitStatus, SuperBatchRef
-from support.polling import wait_for
+from support.polling import wait_for, within
 from support.super_batches import (
     REFERENCE,
     accounts,
@@ -106,7 +106,8 @@ async def test_an_announcement_lasts_as_long_as_it_says(stores):
     async def forgotten():
         return await stores.jobs.get_reference("ref") is None
 
-    await wait_for(forgotten, timeout_s=2)
+    with within(2):
+        await wait_for(forgotten)
 
 
 # Submitting
@@ -284,7 +285,8 @@ async def test_a_decision_is_kept_as_long_as_asked(stores, job):
     async def forgotten():
         return await stores.decisions.get_decision(SuperBatchRef(job, "sb")) is None
 
-    await wait_for(forgotten, timeout_s=2)
+    with within(2):
+        await wait_for(forgotten)
     with pytest.raises(SuperBatchUnknown):
         await stores.decisions.decide(decision(job), keep_s=60)
     assert await accounts(stores, job) == (1, 1, 0, 0)

@@ -20,7 +20,7 @@ from jest_server.stores.redis import connection, shard_queue
 from jest_server.stores.redis import super_batches as redis_store_module
 from jest_server.stores.redis.keys import GROUP, line_of
 from jest_server.stores.redis.stores import open_redis_stores
-from support.polling import wait_for
+from support.polling import wait_for, within
 from support.servers import queue_server_of
 from support.super_batches import (
     REFERENCE,
@@ -201,7 +201,7 @@ async def test_a_listener_ends_whenever_it_is_cancelled(stores):
         for _ in range(steps):
             await asyncio.sleep(0)
         listener.cancel()
-        await asyncio.wait([listener], timeout=1)
+        await asyncio.wait([listener], timeout=30)
         assert listener.cancelled()
 
 
@@ -235,10 +235,8 @@ async def test_a_server_that_is_away_is_told_soon_and_found_again(own_server, ow
         submit(own_stores, "job", "other"),
         own_stores.queue.depth(),
     ):
-        started = time.monotonic()
-        with pytest.raises(StoreUnavailable, match="queue does not answer"):
+        with within(connection.ANSWER_TIMEOUT_S), pytest.raises(StoreUnavailable, match="queue does not answer"):
             await call
-        assert time.monotonic() - started < connection.ANSWER_TIMEOUT_S
     own_server.start()
     (claim,) = await own_stores.queue.claim("c", REFERENCE, count=1, block_s=1)
     assert claim.shard.features == b"features"
@@ -255,9 +253,9 @@ async def test_a_silent_server_is_told_within_the_time_limit(own_server, own_sto
             own_stores.queue.claim("c", REFERENCE, count=1, block_s=0.1),
         ):
             started = time.monotonic()
-            with pytest.raises(StoreUnavailable, match="nothing came within"):
+            with within(1.5), pytest.raises(StoreUnavailable, match="nothing came within"):
                 await call
-            assert 0.25 < time.monotonic() - started < 1.5
+            assert time.monotonic() - started > 0.25
     finally:
         os.kill(own_server.pid, signal.SIGCONT)
     assert (await own_stores.jobs.get_job("job")).spec.name == "job"
@@ -305,7 +303,7 @@ async def test_news_go_on_though_their_numbers_start_again(stores, redis, keys, 
     await redis.delete(keys.news)
     await submit(stores, "job")
     await stores.decisions.dead_letter(letter("job"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await heard.wait()
     listener.cancel()
     await asyncio.gather(listener, return_exceptions=True)
