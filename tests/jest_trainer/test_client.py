@@ -200,7 +200,7 @@ def test_what_a_client_cannot_be_made_of_is_named(arguments, message):
         ({"weight": float("nan")}, r"weight \(nan\) must lie in \[0.001, 1000\]"),
         ({"reference_timeout_s": float("nan")}, r"reference_timeout_s \(nan\)"),
         ({"super_batch_ttl_s": -1.0}, r"super_batch_ttl_s \(-1.0\)"),
-        ({"fallback": "uniform", "reference_timeout_s": 5.0}, "never gets its turn"),
+        ({"fallback": "uniform", "reference_timeout_s": 20.0}, "never gets its turn"),
     ],
 )
 def test_what_a_job_cannot_be_made_of_is_named_before_anything_is_sent(server, client, arguments, message):
