@@ -18,9 +18,9 @@ from jest_server.runtime.settings import SelectorSettings
 from jest_server.selector.decide.decision_inputs import DecisionInputs
 from jest_server.selector.decide.decision_maker import DecisionMaker
 from jest_server.selector.decide.decision_tasks import DecisionTasks
+from jest_server.selector.decide.event_listener import EventListener
 from jest_server.selector.decide.scheduler import SelectionScheduler
 from jest_server.selector.decide.select_sub_batch import SelectSubBatch
-from jest_server.selector.decide.wakeups import Wakeups
 from jest_server.selector.intake.quotas import Quotas
 from jest_server.selector.intake.submit import SubmitSuperBatch
 from jest_server.selector.intake.uploads import UploadExamples
@@ -56,10 +56,10 @@ async def serve(settings: SelectorSettings, stores: Stores, cache: EmbeddingCach
     selections = PendingSelections(max_held_bytes=settings.max_held_bytes, scratch_dir=settings.scratch_dir)
     super_batches, decisions = stores.super_batches, stores.decisions
     quotas = Quotas(super_batches, settings)
-    wakeups = Wakeups(super_batches)
+    listener = EventListener(super_batches)
     scheduler = SelectionScheduler(settings.compute_threads)
     keep, device = Retention(settings.decision_keep_s, settings.decisions_kept), _device(settings.device)
-    inputs = DecisionInputs(super_batches, decisions, cache, wakeups)
+    inputs = DecisionInputs(super_batches, decisions, cache, listener)
     maker = DecisionMaker(decisions, jobs, inputs, scheduler, counts, device=device, keep=keep)
     tasks = DecisionTasks(selections, maker)
     receiver = LearnerReceiver(SubmittedRows(super_batches, decisions), selections, settings)
@@ -91,7 +91,7 @@ async def serve(settings: SelectorSettings, stores: Stores, cache: EmbeddingCach
     metrics_port = metrics.expose(registry, settings.metrics_listen)
     _log.info("selector listens", port=port, metrics_port=metrics_port, device=str(device))
     async with background(
-        wakeups.listen,
+        listener.listen,
         partial(every, settings.sweep_interval_s, maintenance.dead_letter_stale, name="sweep"),
         partial(every, settings.sweep_interval_s, maintenance.forget_ended_jobs, name="forget ended jobs"),
         partial(every, 1.0, watch, name="watch"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jest_server.domain.jobs import JobSpec
     from jest_server.domain.ports import DecisionLog, EmbeddingCache, SuperBatchStore
     from jest_server.domain.super_batches import SuperBatch, SuperBatchRef
-    from jest_server.selector.decide.wakeups import Wakeups
+    from jest_server.selector.decide.event_listener import EventListener
     from jest_server.selector.learner_outputs.pending_selections import PendingSelection
 
 POLL_S: Final = 1.0
@@ -27,12 +27,12 @@ class DecisionInputs:
     """Waits for as long as the super-batch is in flight, and for its reference embeddings within the job's timeout."""
 
     def __init__(
-        self, super_batches: SuperBatchStore, decisions: DecisionLog, cache: EmbeddingCache, wakeups: Wakeups
+        self, super_batches: SuperBatchStore, decisions: DecisionLog, cache: EmbeddingCache, listener: EventListener
     ) -> None:
         self._super_batches = super_batches
         self._decisions = decisions
         self._cache = cache
-        self._wakeups = wakeups
+        self._listener = listener
 
     async def wait_for_ranks(self, pending: PendingSelection) -> None:
         """Return once all ranks' outputs have arrived.
@@ -54,7 +54,7 @@ class DecisionInputs:
             SuperBatchUnknown, DeadLettered: If the super-batch is not in flight any more.
         """
         give_up_at = time.monotonic() + spec.reference_timeout_s
-        with self._wakeups.of(ref) as event:
+        with self._listener.events_of(ref) as event:
             while True:
                 event.clear()
                 super_batch = await self._super_batch(ref)

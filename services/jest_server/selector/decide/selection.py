@@ -66,7 +66,7 @@ class SelectionTask:
             ValueError: As `policy`.
         """
         rows = sum(self.rows)
-        width = sum(tensor.shape[-1] for tensor in _matrices(self))
+        width = sum(tensor.shape[-1] for tensor in _matrices(self, policy_of(self.spec)))
         return float(rows) * self.policy().resolve_sub_batch_size(rows) * max(1, width)
 
 
@@ -97,12 +97,12 @@ def select(task: SelectionTask, device: torch.device) -> SelectionResult:
         ValueError: If no sub-batch can be selected, e.g. because too few keys are distinct.
     """
     policy = task.policy()
-    where = CPU if task.spec.loss == "pairwise" else device
+    where = CPU if policy.loss == "pairwise" else device
     rows = torch.tensor(task.rows)
     submissions = [task.submissions[rank] for rank in task.ranks]
     selection = select_sub_batch(
-        _learner(task, where),
-        _reference(task, where),
+        _learner(task, policy, where),
+        _reference(task, policy, where),
         policy,
         seed=task.seed,
         example_keys=[key for submission in submissions for key in submission.keys],
@@ -142,8 +142,8 @@ def _learnability(policy: SelectionPolicy, selection: Selection) -> tuple[float,
     return selection.mean_own_scores if known else None
 
 
-def _learner(task: SelectionTask, device: torch.device) -> ModelOutputs | None:
-    if not policy_of(task.spec).scores_learner:
+def _learner(task: SelectionTask, policy: SelectionPolicy, device: torch.device) -> ModelOutputs | None:
+    if not policy.scores_learner:
         return None
     first = task.outputs[0].outputs
     if isinstance(first, SpilledMatrix):
@@ -159,10 +159,10 @@ def _learner(task: SelectionTask, device: torch.device) -> ModelOutputs | None:
     return _example_losses(task, "learner", device)
 
 
-def _reference(task: SelectionTask, device: torch.device) -> ModelOutputs | None:
-    if not policy_of(task.spec).scores_reference:
+def _reference(task: SelectionTask, policy: SelectionPolicy, device: torch.device) -> ModelOutputs | None:
+    if not policy.scores_reference:
         return None
-    if task.spec.loss == "per_example":
+    if policy.loss == "per_example":
         return _example_losses(task, "reference", device)
     assert task.reference is not None
     info, joined = task.reference
@@ -183,9 +183,9 @@ def _labels(submissions: Sequence[Submission]) -> list[str | None]:
     return [label or None for submission in submissions for label in submission.group_labels]
 
 
-def _matrices(task: SelectionTask) -> list[torch.Tensor]:
+def _matrices(task: SelectionTask, policy: SelectionPolicy) -> list[torch.Tensor]:
     """Return one matrix of embeddings of each model that counts."""
     first = task.outputs[0].outputs
-    learner = [first.image] if policy_of(task.spec).scores_learner and isinstance(first, Embeddings) else []
-    reference = [task.reference[1]] if policy_of(task.spec).needs_reference_model and task.reference is not None else []
+    learner = [first.image] if policy.scores_learner and isinstance(first, Embeddings) else []
+    reference = [task.reference[1]] if policy.needs_reference_model and task.reference is not None else []
     return learner + reference

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from jest_server.domain.super_batches import SuperBatchRef
 
 
-class Wakeups:
-    """The events of selections that wait, by super-batch."""
+class EventListener:
+    """Listens to super-batch events for the selections that wait."""
 
     def __init__(self, super_batches: SuperBatchStore) -> None:
         self._super_batches = super_batches
@@ -28,8 +28,8 @@ class Wakeups:
                 event.set()
 
     @contextmanager
-    def of(self, ref: SuperBatchRef) -> Iterator[asyncio.Event]:
-        """Provide an event that is set whenever something happens to the super-batch, inside the block."""
+    def events_of(self, ref: SuperBatchRef) -> Iterator[asyncio.Event]:
+        """Provide an `asyncio.Event` that is set at each event of the super-batch, inside the block."""
         event = asyncio.Event()
         self._waiting[ref].add(event)
         try:
