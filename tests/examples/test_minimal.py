@@ -18,9 +18,12 @@ STEPS = 40
 SUPER_BATCH, SUB_BATCH = 160, 32
 
 
+pytestmark = pytest.mark.timeout(240)  # two trainings and the start of a stack, on a busy machine
+
+
 def run(*command):
     return subprocess.run(
-        [sys.executable, *command], cwd=EXAMPLES, check=True, timeout=110, capture_output=True, text=True
+        [sys.executable, *command], cwd=EXAMPLES, check=True, timeout=100, capture_output=True, text=True
     ).stdout
 
 

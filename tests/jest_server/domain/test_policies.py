@@ -31,7 +31,7 @@ def test_a_recorded_policy_has_the_fields_of_the_contract(recorded, message):
             PolicySpec(
                 filter_ratio_schedule=ScheduleSpec(shape="cosine", start=0.1, end=0.9, steps=7), max_per_group=2
             ),
-            SelectionPolicy(filter_ratio=Schedule(shape="cosine", start=0.1, end=0.9, steps=7), weights=True),
+            SelectionPolicy(filter_ratio=Schedule(shape="cosine", start=0.1, end=0.9, steps=7), max_per_group=2),
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import deque
@@ -61,6 +62,8 @@ class Prefetch(Generic[Item, Result]):
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        # A thread that the interpreter's end catches inside C++ code (torch, gRPC) aborts the process.
+        atexit.register(self.close)
 
     def __iter__(self) -> Self:
         return self
@@ -89,6 +92,7 @@ class Prefetch(Generic[Item, Result]):
         """Stop the thread and drop what is ready. Safe to repeat, and from any thread."""
         if os.getpid() != self._process:
             return
+        atexit.unregister(self.close)
         with self._changed:
             if self._closed:
                 return
