@@ -1,7 +1,7 @@
 """Whose turn it is, when many jobs wait for the same thing: weighted start-time fair queueing.
 
 After Goyal, Vin and Cheng, "Start-time fair queueing" (SIGCOMM 1996): a job is a flow, and a piece of its work has a
-cost. Shards in Redis take the same turns by `stores/redis/lua/turns.lua`.
+cost. Shards in Redis take the same turns by `stores/redis/lua/fair_queue.lua`.
 """
 
 from __future__ import annotations

@@ -30,19 +30,20 @@ class Shard:
         """Return the name of its super-batch."""
         return SuperBatchRef(self.job, self.super_batch_id)
 
+    @property
+    def name(self) -> str:
+        """Return its name, which no other shard has: JOB/ID/SHARD."""
+        return f"{self.job}/{self.super_batch_id}/{self.shard_id}"
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A shard in this consumer's hands.
-
-    ``token`` is the queue's own handle; ``deliveries`` counts the claims so far, with this one.
-    """
+    """A shard that a consumer scores; `deliveries` counts the claims of it so far, with this one."""
 
     shard: Shard
-    token: str
     deliveries: int
     queued_at_s: float
-    """When it was queued first, by the clock of who did; who took it over or gave it back changes nothing in that."""
+    """First enqueue time (producer's clock); unaffected by reclaim or release."""
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class Worker:
 
     def _begin(self, claim: Claim) -> None:
         """Starts on a claim; the caller has acquired room and a slot for it."""
-        self._in_hand[claim.token] = claim
+        self._in_hand[claim.shard.name] = claim
         self._metrics.in_hand.set(len(self._in_hand))
         task = asyncio.create_task(self._work(claim))
         self._tasks.add(task)
@@ -197,9 +197,9 @@ class Worker:
             except Exception:  # noqa: BLE001 - the last line of defence: logged here, told to the caller as INTERNAL
                 # Nobody keeps this claim alive any more: it is taken over, and set aside if that happens too often.
                 _log.exception("shard failed")
-                del self._in_hand[claim.token]
+                self._in_hand.pop(claim.shard.name, None)
             else:
-                del self._in_hand[claim.token]
+                self._in_hand.pop(claim.shard.name, None)
             finally:
                 slot.close()
                 self._room.release()

@@ -72,7 +72,7 @@ class MemorySuperBatchStore(SuperBatchStore):
             step=held.step,
             submissions=dict(held.submissions),
             uploads={rank: dict(uploads) for rank, uploads in held.uploads.items()},
-            pending_shards=len(held.tokens),
+            pending_shards=len(held.shards),
         )
 
     @override
@@ -114,9 +114,7 @@ class MemorySuperBatchStore(SuperBatchStore):
     @override
     async def bytes_held(self, job: str) -> Limits:
         queued = self._state.queued
-        return self._state.sums(
-            job, lambda held: sum(len(queued[token].shard.features) for token in held.tokens.values())
-        )
+        return self._state.sums(job, lambda held: sum(len(queued[name].shard.features) for name in held.shards))
 
     @override
     async def events(self) -> AsyncIterator[SuperBatchEvent]:

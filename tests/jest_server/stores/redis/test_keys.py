@@ -13,7 +13,7 @@ from jest_server.domain.errors import StoreUnavailable
 from jest_server.domain.super_batches import Limits, SuperBatchRef, UploadStatus
 from jest_server.stores.redis import jobs
 from jest_server.stores.redis import super_batches as redis_store_module
-from jest_server.stores.redis.keys import GROUP, Keys, line_of
+from jest_server.stores.redis.keys import Keys, queue_of
 from jest_server.stores.redis.stores import open_redis_stores
 from support.polling import wait_for
 from support.super_batches import (
@@ -30,7 +30,7 @@ from support.super_batches import (
     upload,
 )
 
-LINE = line_of(REFERENCE.name, REFERENCE.version)
+QUEUE = queue_of(REFERENCE.name, REFERENCE.version)
 
 
 async def names(redis, keys):
@@ -43,29 +43,40 @@ async def test_all_keys_have_the_prefix_and_all_but_the_documented_expire(own_se
     await queue_one(stores)
     (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
     await stores.queue.complete(claim, result_of(claim))
-    await queue_one(stores, super_batch_id="open")
+    await queue_one(stores, super_batch_id="open", shards=2)
+    await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
     for super_batch_id in ("decided", "dead"):
         await queue_one(stores, super_batch_id=super_batch_id)
     await stores.decisions.decide(decision("job", "decided"), keep_s=60)
     await stores.decisions.dead_letter(letter("job", "dead"))
     await stores.jobs.announce_reference(REFERENCE, ttl_s=5)
     lasting = {
-        *(keys.jobs, keys.weights, keys.in_flight, keys.usage, keys.queued, keys.lines, keys.news, keys.models),
-        *(keys.counters("job"), keys.shards(LINE), keys.turns(LINE), keys.waiting(LINE, "job")),
+        *(
+            keys.jobs,
+            keys.weights,
+            keys.in_flight,
+            keys.usage,
+            keys.queued,
+            keys.model_queues,
+            keys.events,
+            keys.models,
+        ),
+        *(keys.counters("job"), keys.heartbeats(QUEUE), keys.waiting_jobs(QUEUE), keys.waiting(QUEUE, "job")),
     }
     expiring = {
         keys.super_batch(SuperBatchRef("job", "sb")),
         keys.super_batch(SuperBatchRef("job", "open")),
         keys.results(SuperBatchRef("job", "sb")),
         keys.features(SuperBatchRef("job", "open"), "0-u-000"),
+        keys.features(SuperBatchRef("job", "open"), "0-u-001"),
         keys.decision(SuperBatchRef("job", "decided")),
-        keys.decided("job"),
-        keys.dead("job"),
-        keys.dead_order("job"),
+        keys.decisions("job"),
+        keys.dead_letters("job"),
+        keys.dead_letter_order("job"),
         keys.reference("ref"),
-        keys.bell(LINE),
-        keys.set_aside(SuperBatchRef("job", "dead")),
-        f"{keys.prefix}now:{LINE}",
+        keys.wakeup(QUEUE),
+        keys.kept_inputs(SuperBatchRef("job", "dead")),
+        f"{keys.prefix}virtual_time:{QUEUE}",
     }
     async with Redis.from_url(f"{own_server.url}/0", decode_responses=True) as redis:
         held = set(await redis.keys("*"))
@@ -103,7 +114,7 @@ async def test_nothing_heavy_is_left_of_what_left_flight(stores, redis, keys, ho
         await stores.decisions.dead_letter_overdue(now_s=time.time() + 1000)
     heavy = ("features", "results", "super_batch")
     assert [name for name in await names(redis, keys) if name.startswith(heavy)] == []
-    assert (await redis.xpending(keys.shards(LINE), GROUP))["pending"] == 0
+    assert await redis.zcard(keys.heartbeats(QUEUE)) == 0
 
 
 async def test_a_repeated_upload_leaves_no_features_behind(stores, redis, keys, monkeypatch):
@@ -160,8 +171,8 @@ async def test_a_deleted_job_leaves_no_key(stores, redis, keys, monkeypatch):
     await queue_one(stores, super_batch_id="dead")
     await stores.decisions.dead_letter(letter("job", "dead"))
     assert await stores.jobs.delete_job("job")
-    assert await names(redis, keys) - before <= {"news"}
-    assert not await redis.zscore(f"{keys.prefix}past_turns:{LINE}", "job")
+    assert await names(redis, keys) - before <= {"events"}
+    assert not await redis.zscore(f"{keys.prefix}idle_jobs:{QUEUE}", "job")
     assert await accounts(stores, "other") == (1, 0, 0, 1)
 
 
@@ -177,19 +188,19 @@ async def test_the_index_of_decisions_holds_only_those_that_are_kept(stores, red
     await wait_for(gone)
     await submit(stores, "job", "next")
     await stores.decisions.decide(decision("job", "next"), keep_s=1)
-    assert await redis.zrange(keys.decided("job"), 0, -1) == ["next", "long"]
-    assert await redis.ttl(keys.decided("job")) > 50
+    assert await redis.zrange(keys.decisions("job"), 0, -1) == ["next", "long"]
+    assert await redis.ttl(keys.decisions("job")) > 50
 
 
 async def test_news_are_capped(stores, redis, keys):
     await stores.jobs.create_job(spec("job"), now_s=1.0)
     async with redis.pipeline(transaction=False) as pipe:
         for i in range(6000):
-            pipe.xadd(keys.news, {"job": "job", "id": str(i)})
+            pipe.xadd(keys.events, {"job": "job", "id": str(i)})
         await pipe.execute()
     await submit(stores, "job")
     await stores.decisions.dead_letter(letter("job"))
-    assert await redis.xlen(keys.news) < 4096 + 200  # whole nodes of some hundred entries are cut off
+    assert await redis.xlen(keys.events) < 4096 + 200  # whole nodes of some hundred entries are cut off
 
 
 async def test_servers_with_other_prefixes_share_a_redis_and_nothing_else(shared_server, stores):

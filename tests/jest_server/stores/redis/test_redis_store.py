@@ -18,7 +18,7 @@ from jest_server.domain.errors import StoreUnavailable
 from jest_server.domain.super_batches import SubmitStatus, SuperBatchRef, UploadStatus
 from jest_server.stores.redis import connection, shard_queue
 from jest_server.stores.redis import super_batches as redis_store_module
-from jest_server.stores.redis.keys import GROUP, line_of
+from jest_server.stores.redis.keys import queue_of
 from jest_server.stores.redis.stores import open_redis_stores
 from support.polling import wait_for, within
 from support.servers import queue_server_of
@@ -34,7 +34,7 @@ from support.super_batches import (
     upload,
 )
 
-LINE = line_of(REFERENCE.name, REFERENCE.version)
+QUEUE = queue_of(REFERENCE.name, REFERENCE.version)
 
 
 @asynccontextmanager
@@ -89,7 +89,7 @@ async def test_features_of_an_uploader_that_died_before_queueing_go_soon(stores,
     await stores.jobs.create_job(spec("job"), now_s=1.0)
     await submit(stores, "job")
 
-    async def die(**_):
+    async def die(*_keys, **_):
         raise asyncio.CancelledError
 
     monkeypatch.setattr(stores.super_batches, "_add_upload", die)
@@ -104,9 +104,9 @@ async def test_features_lost_before_queueing_are_told_and_nothing_is_queued(stor
     await submit(stores, "job")
     whole = stores.super_batches._add_upload
 
-    async def lose_one(**call):
+    async def lose_one(*call_keys, **call):
         await redis.delete(keys.features(SuperBatchRef("job", "sb"), "0-u-001"))
-        return await whole(**call)
+        return await whole(*call_keys, **call)
 
     monkeypatch.setattr(stores.super_batches, "_add_upload", lose_one)
     with pytest.raises(StoreUnavailable, match="lost the features"):
@@ -116,20 +116,19 @@ async def test_features_lost_before_queueing_are_told_and_nothing_is_queued(stor
     assert await upload(stores, "job", shards=3) is UploadStatus.ACCEPTED
 
 
-async def test_a_consumer_that_is_long_gone_is_forgotten_unless_it_holds_something(stores, redis, keys, monkeypatch):
-    monkeypatch.setattr(shard_queue, "CONSUMER_FORGOTTEN_S", 0.02)
+async def test_nothing_is_remembered_of_a_consumer_that_holds_nothing(stores, redis, keys):
     await queue_one(stores)
+    super_batch = keys.super_batch(SuperBatchRef("job", "sb"))
     await stores.queue.claim("holds", REFERENCE, count=1, block_s=1)
     await stores.queue.claim("gone", REFERENCE, count=1, block_s=0.01)
-
-    async def remaining():
-        await stores.queue.reclaim("alive", REFERENCE, idle_s=60, count=1)
-        consumers = await redis.xinfo_consumers(keys.shards(LINE), GROUP)
-        return {consumer["name"] for consumer in consumers} <= {"holds", "alive"}
-
-    await wait_for(remaining)
+    assert await redis.hget(super_batch, "claimed_by:0-u-000") == "holds"
+    assert await redis.zrange(keys.heartbeats(QUEUE), 0, -1) == ["job/sb/0-u-000"]
     (claim,) = await stores.queue.reclaim("alive", REFERENCE, idle_s=0, count=1)
     assert claim.deliveries == 2
+    assert await redis.hget(super_batch, "claimed_by:0-u-000") == "alive"
+    await stores.queue.release("alive", [claim])
+    assert not await redis.hexists(super_batch, "claimed_by:0-u-000")
+    assert not await redis.exists(keys.heartbeats(QUEUE))
 
 
 # Cancelled commands
@@ -218,7 +217,7 @@ async def test_a_flushed_server_serves_on(own_server, own_stores):
     await own_stores.queue.release("c", claims)
     await own_stores.queue.complete(claim, result_of(claim))
     await queue_one(own_stores, super_batch_id="after")
-    await own_stores.queue.heartbeat("c", claims)  # now there is a stream, and no group
+    await own_stores.queue.heartbeat("c", claims)
     await own_stores.queue.release("c", claims)
     assert await own_stores.queue.reclaim("c", REFERENCE, idle_s=0, count=1) == []
     (claim,) = await own_stores.queue.claim("c", REFERENCE, count=1, block_s=1)
@@ -291,7 +290,7 @@ async def test_news_go_on_after_a_restart_that_forgot_everything(tmp_path):
 async def test_news_go_on_though_their_numbers_start_again(stores, redis, keys, monkeypatch):
     monkeypatch.setattr(redis_store_module, "EVENT_BLOCK_S", 0.05)
     await stores.jobs.create_job(spec("job"), now_s=1.0)
-    await redis.xadd(keys.news, {"job": "job", "id": "future"}, id=f"{2 * round(time.time() * 1000)}-0")
+    await redis.xadd(keys.events, {"job": "job", "id": "future"}, id=f"{2 * round(time.time() * 1000)}-0")
     heard = asyncio.Event()
 
     async def listen():
@@ -300,7 +299,7 @@ async def test_news_go_on_though_their_numbers_start_again(stores, redis, keys, 
 
     listener = asyncio.create_task(listen())
     await asyncio.sleep(0.2)  # it has seen the high number
-    await redis.delete(keys.news)
+    await redis.delete(keys.events)
     await submit(stores, "job")
     await stores.decisions.dead_letter(letter("job"))
     async with asyncio.timeout(30):
@@ -325,6 +324,11 @@ async def test_a_full_server_takes_nothing_in_and_lets_everything_out(stores, re
         for call in (submit(stores, "job", "d"), upload(stores, "job", "a", digest="v")):
             with pytest.raises(StoreUnavailable, match="OutOfMemoryError"):
                 await call
+        await stores.queue.heartbeat("c", [claim])
+        assert await stores.queue.reclaim("d", REFERENCE, idle_s=60, count=1) == []
+        (claim,) = await stores.queue.reclaim("d", REFERENCE, idle_s=0, count=1)
+        await stores.queue.release("d", [claim])
+        (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
         await stores.queue.complete(claim, result_of(claim))
         assert await stores.super_batches.get_results(SuperBatchRef("job", "a")) == [result_of(claim)]
         await stores.decisions.decide(decision("job", "a"), keep_s=60)
