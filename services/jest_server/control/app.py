@@ -271,7 +271,7 @@ def _letters(letters: DeadLetters) -> APIRouter:
 
     @router.get(one, operation_id="getDeadLetter", responses=_can_fail(*_ALWAYS, 404))
     async def get_dead_letter(name: Name, super_batch_id: SuperBatch) -> DeadLetter:
-        """Returns why a super-batch was set aside."""
+        """Returns why a super-batch was dead-lettered."""
         return unscoped_record(await letters.get(_ref(name, super_batch_id)))
 
     @router.delete(one, operation_id="dropDeadLetter", status_code=204, responses=_can_fail(*_ALWAYS, 404))
@@ -308,23 +308,23 @@ def _state(references: JobStore, queue: ShardQueue, cache: EmbeddingCache) -> AP
 
     @router.get("/queue", operation_id="getQueue", responses=_can_fail(*_ALWAYS))
     async def get_queue() -> QueueView:
-        """Returns how much waits for scorers, for how long, and in which lines."""
-        lines = [
-            line.model_copy(
+        """Returns how much waits for scorers, for how long, and in which model queues."""
+        states = [
+            state.model_copy(
                 update={
                     "waiting": {
                         tenants.unscoped(job): count
-                        for job, count in line.waiting.items()
+                        for job, count in state.waiting.items()
                         if job.startswith(tenants.prefix())
                     }
                 }
             )
-            for line in await queue.queue_states()
+            for state in await queue.queue_states()
         ]
         return QueueView(
             shards=await queue.depth(),
             oldest_age_s=await queue.oldest_age_s(now_s=time.time()),
-            lines=lines,
+            queues=states,
         )
 
     @router.get("/cache", operation_id="getCache", responses=_can_fail(*_ALWAYS))

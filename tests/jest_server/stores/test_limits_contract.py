@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jest_server.domain.super_batches import Limits, SubmitStatus, SuperBatchRef, UploadStatus
-from support.super_batches import REFERENCE, decision, letter, result_of, spec, submit, upload
+from support.super_batches import REFERENCE, dead_letter, decision, result_of, spec, submit, upload
 
 BLOB = bytes(1000)
 
@@ -48,7 +48,7 @@ async def test_what_leaves_flight_makes_room(stores, tenants, how):
     if how == "decide":
         await stores.decisions.decide(decision(one, "a"), keep_s=60)
     elif how == "dead_letter":
-        await stores.decisions.dead_letter(letter(one, "a"))
+        await stores.decisions.dead_letter(dead_letter(one, "a"))
     elif how == "expire":
         await stores.decisions.dead_letter_overdue(now_s=200.0)
     else:

@@ -13,8 +13,8 @@ from jest_server.domain.super_batches import Limits, SubmitStatus, SuperBatchRef
 from support.super_batches import (
     REFERENCE,
     accounts,
+    dead_letter,
     decision,
-    letter,
     result_of,
     spec,
     submit,
@@ -35,7 +35,7 @@ async def set_aside(stores, job, super_batch_id="sb", **fields):
     """Submits, uploads and dead-letters a super-batch."""
     await submit(stores, job, super_batch_id, **fields)
     await upload(stores, job, super_batch_id)
-    await stores.decisions.dead_letter(letter(job, super_batch_id))
+    await stores.decisions.dead_letter(dead_letter(job, super_batch_id))
 
 
 async def test_a_requeued_super_batch_is_in_flight_with_the_rows_it_had_and_no_uploads(stores, job):
@@ -90,7 +90,7 @@ async def test_requeueing_keeps_the_limits(stores, whose):
 async def test_of_many_dead_letters_the_newest_hundred_can_be_requeued(stores, job):
     for number in range(102):
         await submit(stores, job, f"sb-{number}")
-        await stores.decisions.dead_letter(letter(job, f"sb-{number}", at_s=float(number)))
+        await stores.decisions.dead_letter(dead_letter(job, f"sb-{number}", at_s=float(number)))
     assert await requeue(stores, job, "sb-1") is RequeueStatus.FORGOTTEN
     assert await requeue(stores, job, "sb-2") is RequeueStatus.REQUEUED
     assert await accounts(stores, job) == (102, 0, 101, 1)

@@ -11,8 +11,8 @@ from jest_server.domain.super_batches import SuperBatchRef, UploadStatus
 from support.polling import wait_for, within
 from support.super_batches import (
     REFERENCE,
+    dead_letter,
     decision,
-    letter,
     result_of,
     shard,
     spec,
@@ -98,7 +98,7 @@ async def test_whatever_ends_a_super_batch_is_news(stores, job):
     listener = asyncio.create_task(listen())
     await asyncio.sleep(0.1)  # as above
     await stores.decisions.decide(decision(job, "decided"), keep_s=60)
-    await stores.decisions.dead_letter(letter(job, "dead"))
+    await stores.decisions.dead_letter(dead_letter(job, "dead"))
     await stores.decisions.dead_letter_overdue(now_s=200.0)
     await stores.jobs.delete_job("other")
 
@@ -264,7 +264,7 @@ async def end_by(stores, job, how):
     if how == "decision":
         await stores.decisions.decide(decision(job), keep_s=60)
     elif how == "letter":
-        await stores.decisions.dead_letter(letter(job))
+        await stores.decisions.dead_letter(dead_letter(job))
     else:
         await stores.decisions.dead_letter_overdue(now_s=time.time() + 1000)
 

@@ -15,8 +15,8 @@ from support.polling import wait_for, within
 from support.super_batches import (
     REFERENCE,
     accounts,
+    dead_letter,
     decision,
-    letter,
     result_of,
     spec,
     submission,
@@ -57,7 +57,7 @@ async def test_a_deleted_job_leaves_nothing(stores, job):
     await submit(stores, job, "decided")
     await stores.decisions.decide(decision(job, "decided"), keep_s=60)
     await submit(stores, job, "dead")
-    await stores.decisions.dead_letter(letter(job, "dead"))
+    await stores.decisions.dead_letter(dead_letter(job, "dead"))
     assert await stores.jobs.delete_job(job)
     assert not await stores.jobs.delete_job(job)
     assert await stores.jobs.get_job(job) is None
@@ -244,7 +244,7 @@ async def test_what_is_decided_or_dead_says_so(stores, job):
     await submit(stores, job, "decided")
     await stores.decisions.decide(decision(job, "decided"), keep_s=60)
     await submit(stores, job, "dead")
-    await stores.decisions.dead_letter(letter(job, "dead"))
+    await stores.decisions.dead_letter(dead_letter(job, "dead"))
     assert await submit(stores, job, "decided") is SubmitStatus.DECIDED
     assert await submit(stores, job, "dead") is SubmitStatus.DEAD
     assert await accounts(stores, job) == (2, 1, 1, 0)
@@ -296,7 +296,7 @@ async def test_what_is_dead_or_was_never_submitted_cannot_be_decided(stores, job
     with pytest.raises(SuperBatchUnknown):
         await stores.decisions.decide(decision(job), keep_s=60)
     await submit(stores, job)
-    await stores.decisions.dead_letter(letter(job))
+    await stores.decisions.dead_letter(dead_letter(job))
     with pytest.raises(DeadLettered):
         await stores.decisions.decide(decision(job), keep_s=60)
     assert await accounts(stores, job) == (1, 0, 1, 0)
@@ -304,16 +304,16 @@ async def test_what_is_dead_or_was_never_submitted_cannot_be_decided(stores, job
 
 async def test_a_dead_letter_is_written_once_and_found(stores, job):
     await submit(stores, job)
-    assert await stores.decisions.dead_letter(letter(job))
-    assert not await stores.decisions.dead_letter(letter(job, at_s=9.0))
-    assert await stores.decisions.get_dead_letter(SuperBatchRef(job, "sb")) == letter(job)
+    assert await stores.decisions.dead_letter(dead_letter(job))
+    assert not await stores.decisions.dead_letter(dead_letter(job, at_s=9.0))
+    assert await stores.decisions.get_dead_letter(SuperBatchRef(job, "sb")) == dead_letter(job)
     assert await stores.decisions.get_dead_letter(SuperBatchRef(job, "other")) is None
 
 
 async def test_dead_letters_are_listed_newest_first(stores, job):
     for i in range(3):
         await submit(stores, job, f"sb-{i}")
-        await stores.decisions.dead_letter(letter(job, f"sb-{i}", at_s=float(i)))
+        await stores.decisions.dead_letter(dead_letter(job, f"sb-{i}", at_s=float(i)))
     assert [found.super_batch_id for found in await stores.decisions.list_dead_letters(job, limit=2)] == [
         "sb-2",
         "sb-1",
@@ -347,7 +347,7 @@ async def test_however_many_are_overdue_all_expire(stores, job):
 async def test_only_the_newest_letters_are_kept(stores, job):
     for i in range(1005):
         await submit(stores, job, f"sb-{i:04d}")
-        await stores.decisions.dead_letter(letter(job, f"sb-{i:04d}", at_s=float(i)))
+        await stores.decisions.dead_letter(dead_letter(job, f"sb-{i:04d}", at_s=float(i)))
     letters = await stores.decisions.list_dead_letters(job, limit=5000)
     assert [found.super_batch_id for found in letters] == [f"sb-{i:04d}" for i in range(1004, 4, -1)]
     assert await stores.decisions.get_dead_letter(SuperBatchRef(job, "sb-0004")) is None
@@ -372,7 +372,7 @@ async def test_accounts_balance_whatever_many_do_at_once(stores, job):
         lambda sb: upload(stores, job, sb),
         score,
         decide,
-        lambda sb: stores.decisions.dead_letter(letter(job, sb)),
+        lambda sb: stores.decisions.dead_letter(dead_letter(job, sb)),
         lambda _: stores.decisions.dead_letter_overdue(now_s=time.time()),
     ]
 

@@ -136,13 +136,13 @@ class JobState:
     """By super-batch id: the decision and its end."""
     ends: list[tuple[float, str]] = field(default_factory=list)
     """Heap of the decisions' ends."""
-    letters: dict[str, DeadLetter] = field(default_factory=dict)
+    dead_letters: dict[str, DeadLetter] = field(default_factory=dict)
     kept_inputs: dict[str, InFlight] = field(default_factory=dict)
     """By super-batch id: what was submitted of those that were dead-lettered."""
 
-    def oldest_letter(self, among: Iterable[str]) -> str:
-        """Return the super-batch of these whose dead letter was written first."""
-        return min(among, key=lambda name: (self.letters[name].at_s, name))
+    def oldest_dead_letter(self, among: Iterable[str]) -> str:
+        """Return the super-batch of these whose dead letter is the oldest."""
+        return min(among, key=lambda name: (self.dead_letters[name].at_s, name))
 
     def add(self, **increments: int) -> None:
         """Change the counters."""

@@ -37,7 +37,7 @@ class MemorySuperBatchStore(SuperBatchStore):
         job.expire_decisions()
         if submission.super_batch_id in job.decisions:
             return SubmitResult(SubmitStatus.DECIDED)
-        if submission.super_batch_id in job.letters:
+        if submission.super_batch_id in job.dead_letters:
             return SubmitResult(SubmitStatus.DEAD)
         held = job.in_flight.get(submission.super_batch_id)
         if held is None:

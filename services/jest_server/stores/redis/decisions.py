@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jest_server.domain.super_batches import Limits
     from jest_server.stores.redis.context import RedisContext
 
-LETTERS_KEPT = 1000
-LETTERS_KEEP_S = 30 * 86400.0
+DEAD_LETTERS_KEPT = 1000
+DEAD_LETTERS_KEEP_S = 30 * 86400.0
 INPUTS_KEPT = 100
 INPUTS_KEEP_S = 86400.0
 """Of how many of a job's dead letters, and for how long, the inputs are kept."""
@@ -66,7 +66,7 @@ class RedisDecisionLog(DecisionLog):
                 payload=decision.model_dump_json(),
             )
         if recorded == b"dead":
-            raise DeadLettered(f"{ref} was set aside", ref.metadata)
+            raise DeadLettered(f"{ref} was dead-lettered", ref.metadata)
         if recorded == b"unknown":
             raise SuperBatchUnknown(f"{ref} is not in flight", ref.metadata)
         return Decision.model_validate_json(recorded)
@@ -117,8 +117,8 @@ class RedisDecisionLog(DecisionLog):
                 self._keys.kept_inputs(ref),
                 **ref.metadata,
                 at_s=letter.at_s,
-                letters_kept=LETTERS_KEPT,
-                letters_ms=milliseconds(LETTERS_KEEP_S),
+                letters_kept=DEAD_LETTERS_KEPT,
+                letters_ms=milliseconds(DEAD_LETTERS_KEEP_S),
                 inputs_kept=INPUTS_KEPT,
                 inputs_ms=milliseconds(INPUTS_KEEP_S),
                 payload=letter.model_dump_json(),

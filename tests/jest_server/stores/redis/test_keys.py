@@ -19,9 +19,9 @@ from support.polling import wait_for
 from support.super_batches import (
     REFERENCE,
     accounts,
+    dead_letter,
     decision,
     key_prefix,
-    letter,
     queue_one,
     result_of,
     shard,
@@ -48,7 +48,7 @@ async def test_all_keys_have_the_prefix_and_all_but_the_documented_expire(own_se
     for super_batch_id in ("decided", "dead"):
         await queue_one(stores, super_batch_id=super_batch_id)
     await stores.decisions.decide(decision("job", "decided"), keep_s=60)
-    await stores.decisions.dead_letter(letter("job", "dead"))
+    await stores.decisions.dead_letter(dead_letter("job", "dead"))
     await stores.jobs.announce_reference(REFERENCE, ttl_s=5)
     lasting = {
         *(
@@ -109,7 +109,7 @@ async def test_nothing_heavy_is_left_of_what_left_flight(stores, redis, keys, ho
     if how == "decide":
         await stores.decisions.decide(decision("job"), keep_s=60)
     elif how == "dead_letter":
-        await stores.decisions.dead_letter(letter("job"))
+        await stores.decisions.dead_letter(dead_letter("job"))
     else:
         await stores.decisions.dead_letter_overdue(now_s=time.time() + 1000)
     heavy = ("features", "results", "super_batch")
@@ -169,7 +169,7 @@ async def test_a_deleted_job_leaves_no_key(stores, redis, keys, monkeypatch):
         await stores.queue.complete(claim, result_of(claim))
     await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
     await queue_one(stores, super_batch_id="dead")
-    await stores.decisions.dead_letter(letter("job", "dead"))
+    await stores.decisions.dead_letter(dead_letter("job", "dead"))
     assert await stores.jobs.delete_job("job")
     assert await names(redis, keys) - before <= {"events"}
     assert not await redis.zscore(f"{keys.prefix}idle_jobs:{QUEUE}", "job")
@@ -199,7 +199,7 @@ async def test_news_are_capped(stores, redis, keys):
             pipe.xadd(keys.events, {"job": "job", "id": str(i)})
         await pipe.execute()
     await submit(stores, "job")
-    await stores.decisions.dead_letter(letter("job"))
+    await stores.decisions.dead_letter(dead_letter("job"))
     assert await redis.xlen(keys.events) < 4096 + 200  # whole nodes of some hundred entries are cut off
 
 

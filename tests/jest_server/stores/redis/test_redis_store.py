@@ -25,8 +25,8 @@ from support.servers import queue_server_of
 from support.super_batches import (
     REFERENCE,
     accounts,
+    dead_letter,
     decision,
-    letter,
     queue_one,
     result_of,
     spec,
@@ -193,7 +193,7 @@ async def test_a_listener_ends_whenever_it_is_cancelled(stores):
         async def make_news(steps=steps, heard=heard):
             name = f"sb-{steps}-{uuid.uuid4().hex}"
             await submit(stores, "job", name)
-            await stores.decisions.dead_letter(letter("job", name))
+            await stores.decisions.dead_letter(dead_letter("job", name))
             return heard.is_set()
 
         await wait_for(make_news)
@@ -275,7 +275,7 @@ async def test_news_go_on_after_a_restart_that_forgot_everything(tmp_path):
             name = f"{prefix}-{uuid.uuid4().hex}"
             await stores.jobs.create_job(spec("job"), now_s=1.0)
             await submit(stores, "job", name)
-            await stores.decisions.dead_letter(letter("job", name))
+            await stores.decisions.dead_letter(dead_letter("job", name))
             return any(found.startswith(prefix) for found in heard)
 
         await wait_for(lambda: hears("before"))
@@ -301,7 +301,7 @@ async def test_news_go_on_though_their_numbers_start_again(stores, redis, keys, 
     await asyncio.sleep(0.2)  # it has seen the high number
     await redis.delete(keys.events)
     await submit(stores, "job")
-    await stores.decisions.dead_letter(letter("job"))
+    await stores.decisions.dead_letter(dead_letter("job"))
     async with asyncio.timeout(30):
         await heard.wait()
     listener.cancel()
@@ -332,7 +332,7 @@ async def test_a_full_server_takes_nothing_in_and_lets_everything_out(stores, re
         await stores.queue.complete(claim, result_of(claim))
         assert await stores.super_batches.get_results(SuperBatchRef("job", "a")) == [result_of(claim)]
         await stores.decisions.decide(decision("job", "a"), keep_s=60)
-        await stores.decisions.dead_letter(letter("job", "b"))
+        await stores.decisions.dead_letter(dead_letter("job", "b"))
         assert len(await stores.decisions.dead_letter_overdue(now_s=time.time() + 1000)) == 1
         assert await stores.jobs.delete_job("job")
     await stores.jobs.create_job(spec("job"), now_s=1.0)
