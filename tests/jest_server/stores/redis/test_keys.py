@@ -1,18 +1,14 @@
-"""Which keys are there when, how long they live, and what a store on Redis is made of."""
+"""Which keys are there when, and how long they live."""
 
 from __future__ import annotations
 
-import random
 import time
-import uuid
 
 import pytest
 from redis.asyncio import Redis
 
-from jest_server.domain.errors import StoreUnavailable
-from jest_server.domain.super_batches import Limits, SuperBatchRef, UploadStatus
+from jest_server.domain.super_batches import SuperBatchRef
 from jest_server.stores.redis import jobs
-from jest_server.stores.redis import super_batches as redis_store_module
 from jest_server.stores.redis.keys import Keys, queue_of
 from jest_server.stores.redis.stores import open_redis_stores
 from support.polling import wait_for
@@ -24,7 +20,6 @@ from support.super_batches import (
     key_prefix,
     queue_one,
     result_of,
-    shard,
     spec,
     submit,
     upload,
@@ -117,44 +112,6 @@ async def test_nothing_heavy_is_left_of_what_left_flight(stores, redis, keys, ho
     assert await redis.zcard(keys.heartbeats(QUEUE)) == 0
 
 
-async def test_a_repeated_upload_leaves_no_features_behind(stores, redis, keys, monkeypatch):
-    await queue_one(stores)
-    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
-    await stores.queue.complete(claim, result_of(claim))
-
-    async def not_yet(*_):
-        return False
-
-    monkeypatch.setattr(
-        stores.connection.client, "hexists", not_yet
-    )  # the repeat began before the first upload was queued
-    assert await upload(stores, "job") is UploadStatus.REPEATED
-    await stores.decisions.decide(decision("job"), keep_s=60)
-    assert await upload(stores, "job") is UploadStatus.GONE
-    assert not await redis.exists(keys.features(SuperBatchRef("job", "sb"), "0-u-000"))
-
-
-async def test_a_repeated_upload_spoils_nothing_that_is_still_to_score(stores, monkeypatch):
-    await queue_one(stores)
-
-    async def not_yet(*_):
-        return False
-
-    monkeypatch.setattr(stores.connection.client, "hexists", not_yet)  # as above
-    assert await upload(stores, "job") is UploadStatus.REPEATED
-    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
-    assert claim.shard.features == b"features"
-
-
-async def test_a_release_brings_nothing_back_of_what_ran_out(stores, redis, keys):
-    await queue_one(stores)
-    claims = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
-    await redis.delete(keys.super_batch(SuperBatchRef("job", "sb")))  # as its backstop would
-    await stores.queue.release("c", claims)
-    assert await stores.queue.depth() == 0
-    assert not await redis.exists(keys.super_batch(SuperBatchRef("job", "sb")))
-
-
 async def test_a_deleted_job_leaves_no_key(stores, redis, keys, monkeypatch):
     monkeypatch.setattr(jobs, "DELETE_BATCH", 3)
     await queue_one(stores, job="other")
@@ -192,17 +149,6 @@ async def test_the_index_of_decisions_holds_only_those_that_are_kept(stores, red
     assert await redis.ttl(keys.decisions("job")) > 50
 
 
-async def test_news_are_capped(stores, redis, keys):
-    await stores.jobs.create_job(spec("job"), now_s=1.0)
-    async with redis.pipeline(transaction=False) as pipe:
-        for i in range(6000):
-            pipe.xadd(keys.events, {"job": "job", "id": str(i)})
-        await pipe.execute()
-    await submit(stores, "job")
-    await stores.decisions.dead_letter(dead_letter("job"))
-    assert await redis.xlen(keys.events) < 4096 + 200  # whole nodes of some hundred entries are cut off
-
-
 async def test_servers_with_other_prefixes_share_a_redis_and_nothing_else(shared_server, stores):
     await queue_one(stores)
     other = open_redis_stores(f"{shared_server.url}/0", prefix=key_prefix())
@@ -212,50 +158,7 @@ async def test_servers_with_other_prefixes_share_a_redis_and_nothing_else(shared
     await other.connection.close()
 
 
-# Construction
-
-
 @pytest.mark.parametrize("prefix", ["", "jest:", "{}:", "{jest:"])
 def test_a_prefix_without_a_hash_tag_is_refused(prefix):
     with pytest.raises(ValueError, match="hash tag"):
         open_redis_stores("redis://127.0.0.1:1/0", prefix=prefix)
-
-
-@pytest.mark.parametrize("url", ["redis://:hunter2/x@127.0.0.1:6379/0", "http://hunter2@127.0.0.1"])
-def test_what_is_no_redis_url_is_refused_without_being_repeated(url):
-    with pytest.raises(ValueError, match="not a Redis URL") as caught:
-        open_redis_stores(url)
-    assert caught.value.__suppress_context__
-    assert "hunter2" not in str(caught.value)
-
-
-async def test_a_password_is_in_no_message(own_server):
-    async with Redis.from_url(f"{own_server.url}/0") as redis:
-        await redis.config_set("requirepass", "right")
-    secret = uuid.uuid4().hex
-    for url in (f"redis://:{secret}@127.0.0.1:1/0", f"redis://:{secret}@127.0.0.1:{own_server.port}/0"):
-        stores = open_redis_stores(url)
-        with pytest.raises(StoreUnavailable) as caught:
-            await stores.connection.ping()
-        assert secret not in str(caught.value)
-        assert secret not in repr(stores)
-        await stores.connection.close()
-
-
-async def test_large_features_and_results_arrive_whole(stores, monkeypatch):
-    monkeypatch.setattr(redis_store_module, "WRITE_BATCH_BYTES", 1 << 20)
-    monkeypatch.setattr(redis_store_module, "RESULT_BATCH", 2)
-    await stores.jobs.create_job(spec("job"), now_s=1.0)
-    await submit(stores, "job")
-    features = [random.Random(i).randbytes(700_000 + i) for i in range(5)]
-    shards = [shard("job", number=i, features=blob) for i, blob in enumerate(features)]
-    await stores.super_batches.add_upload(
-        SuperBatchRef("job", "sb"), 0, digest="u", positions=(0, 1), shards=shards, limits=Limits()
-    )
-    claims = await stores.queue.claim("c", REFERENCE, count=5, block_s=1)
-    assert [claim.shard.features for claim in claims] == features
-    for i, claim in enumerate(claims):
-        await stores.queue.complete(claim, result_of(claim, inferred=i))
-    assert sorted(
-        result.inferred for result in await stores.super_batches.get_results(SuperBatchRef("job", "sb"))
-    ) == list(range(5))
