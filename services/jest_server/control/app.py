@@ -58,13 +58,13 @@ _JOB: Final = TypeAdapter(JobRequest)
 
 def _can_fail(*statuses: int) -> dict[int | str, dict[str, Any]]:
     reasons = {
-        400: "A value cannot be.",
+        400: "Invalid value.",
         401: "No token that is valid here.",
         404: "There is none of this name.",
         409: "It conflicts with what is there.",
         413: "The body is too large.",
         429: "A limit is reached; `Retry-After` tells when to come back.",
-        503: "Something that this needs is away; `Retry-After` may tell when to come back.",
+        503: "A dependency is unavailable; `Retry-After` may tell when to come back.",
     }
     found: dict[int | str, dict[str, Any]] = {s: {"description": reasons[s], "content": _PROBLEM} for s in statuses}
     # "4XX" also keeps FastAPI from promising its own 422, which this application never answers.
@@ -252,8 +252,7 @@ def _decisions(log: DecisionLog, jobs: JobRegistry) -> APIRouter:
         await jobs.get(ref.job)
         decision = await log.get_decision(ref)
         if decision is None:
-            context = {"job": name, "super_batch_id": super_batch_id}
-            raise SuperBatchUnknown(f"job {name!r} has no decision of super-batch {super_batch_id!r}", context)
+            raise SuperBatchUnknown(f"job {ref.job!r} has no decision of super-batch {super_batch_id!r}", ref.metadata)
         return unscoped_record(decision)
 
     return router

@@ -12,7 +12,7 @@ from jest_server.domain.super_batches import SuperBatchRef
 class Shard:
     """A piece of an upload that a scorer embeds in one go.
 
-    ``features`` holds ``blobs.pack``-ed input tensors, row i belonging to ``keys[i]``.
+    `features` holds `blobs.pack`-ed input tensors, row i belonging to `keys[i]`.
     """
 
     shard_id: str
@@ -48,7 +48,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The reference embeddings of a shard's keys: ``[len(keys), 2, D]`` f16 bytes, image before text."""
+    """The reference embeddings of a shard's keys: `[len(keys), 2, D]` f16 bytes, image before text."""
 
     keys: tuple[str, ...]
     embeddings: bytes

@@ -44,7 +44,7 @@ _log = get_logger()
 
 
 class Worker:
-    """Owns the claims of one scorer process."""
+    """Own the claims of one scorer process."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Worker:
         return self._ready.is_set()
 
     async def watch_reference(self) -> None:
-        """Probes the model by a real inference, reads its configuration and announces it, once."""
+        """Probe the model by a real inference, read its configuration and announce it, once."""
         try:
             reference = await self._model.info() if await self._model.ready() else None
         except ReferenceModelError as error:
@@ -158,7 +158,7 @@ class Worker:
             _log.info("shards released", count=len(left))
 
     async def _acquire(self) -> None:
-        """Waits for room for one more shard and a slot to embed it."""
+        """Wait for room for one more shard and a slot to embed it."""
         await self._room.acquire()
         try:
             await self._slots.acquire()
@@ -167,7 +167,7 @@ class Worker:
             raise
 
     def _begin(self, claim: Claim) -> None:
-        """Starts on a claim; the caller has acquired room and a slot for it."""
+        """Start on a claim; the caller has acquired room and a slot for it."""
         self._in_hand[claim.shard.name] = claim
         self._metrics.in_hand.set(len(self._in_hand))
         task = asyncio.create_task(self._work(claim))
@@ -175,7 +175,7 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     def _trace_wait(self, claim: Claim) -> None:
-        """Puts the time that it was queued into its trace, now that this scorer has it."""
+        """Put the time that it was queued into its trace, now that this scorer has it."""
         parent = claim.shard.traceparent
         if not parent:  # who queued it records no spans: it would be a trace of its own
             return
@@ -196,7 +196,7 @@ class Worker:
                     await self._dead_letter(claim, error.reason, str(error))
             except asyncio.CancelledError:
                 raise  # still in hand: drain releases it
-            except Exception:  # noqa: BLE001 - the last line of defence: logged here, told to the caller as INTERNAL
+            except Exception:  # noqa: BLE001 - the last line of defence: logged here, reported as INTERNAL
                 # No more heartbeats for this claim: it is reclaimed, and dead-lettered if that happens too often.
                 _log.exception("shard failed")
                 self._in_hand.pop(claim.shard.name, None)
@@ -208,7 +208,7 @@ class Worker:
                 self._metrics.in_hand.set(len(self._in_hand))
 
     async def _score(self, claim: Claim, *, on_wait: Callable[[], None]) -> None:
-        """Scores until it works; while the model or a store is away, that is as long as they are."""
+        """Score until it works; while the model or a store is away, that is as long as they are."""
         attempts = 0
         while True:
             await self._ready.wait()

@@ -1,6 +1,6 @@
 """How this server talks to Redis: time limits, retries, scripts, and one error for every way of not answering.
 
-A connection that broke is made anew and the command sent again, for all commands here may be repeated. One time limit
+A broken connection is replaced and the command sent again, since all commands here may be repeated. One time limit
 holds for all of it, waiting for a free connection and retries included.
 """
 
@@ -51,13 +51,13 @@ _REFUSALS = ("BUSY", "MISCONF", "NOREPLICAS")
 
 
 def connect(url: str) -> Redis:
-    """Returns a client that connects lazily. It sets no limit on answers: that is for `translate_redis_errors`.
+    """Return a client that connects lazily. It sets no limit on answers: that is for `translate_redis_errors`.
 
-    The library's own limit sends through ``asyncio.wait_for``, which up to Python 3.11 may swallow a cancellation
+    The library's own limit sends through `asyncio.wait_for`, which up to Python 3.11 may swallow a cancellation
     (python/cpython#86296): a task that should end would go on.
 
     Raises:
-        ValueError: If ``url`` is none; the message does not repeat it, for it may hold a password.
+        ValueError: If `url` is not a valid Redis URL; the message does not repeat it, since it may hold a password.
     """
     options: dict[str, Any] = {
         "max_connections": MAX_CONNECTIONS,
@@ -105,7 +105,7 @@ def _as_text(value: Argument) -> str | list[Any] | dict[str, Any]:
 
 
 async def run(pipe: Pipeline) -> list[Any]:
-    """Sends what the pipeline holds; raises the first error as it came, without the command the library would quote."""
+    """Send what the pipeline holds; raises the first error as it came, without the command the library would quote."""
     answers = await pipe.execute(raise_on_error=False)
     for answer in answers:
         if isinstance(answer, Exception):
@@ -136,12 +136,12 @@ async def translate_redis_errors(what: str, *, blocking_s: float = 0.0) -> Async
 
 
 def text(value: Any) -> str:
-    """Decodes what Redis returns for a string."""
+    """Decode what Redis returns for a string."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def milliseconds(seconds: float) -> int:
-    """Returns the nearest lifetime that Redis accepts."""
+    """Return the nearest lifetime that Redis accepts."""
     return max(1, round(seconds * 1000))
 
 

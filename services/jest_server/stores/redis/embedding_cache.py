@@ -1,9 +1,9 @@
 """EmbeddingCache on Redis: one string per example, in a key space per model, version and preprocessing.
 
 Key `jest:e:SPACE:EXAMPLE`, both parts BLAKE2b digests: of model name, version, preprocessing id and, unless it is
-float16, precision (8 bytes), and of the example key (16 bytes). Value: see ``embedding_codec``. Lives until evicted,
-or for ``ttl_s``. Key `jest:l:SPACE:EXAMPLE`: who computes this value at the moment. Lives until given back, some
-seconds at most unless renewed.
+float16, precision (8 bytes), and of the example key (16 bytes). Value: see `embedding_codec`. Lives until evicted,
+or for `ttl_s`. Key `jest:l:SPACE:EXAMPLE`: the owner of the lease to compute this value. Lives until released,
+some seconds at most unless renewed.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class RedisEmbeddingCache(EmbeddingCache):
     def from_url(
         cls, url: str, *, ttl_s: float | None = None, precision: Precision = "float16", shared: bool = True
     ) -> RedisEmbeddingCache:
-        """Connects lazily; ``shared`` tells whether tenants share what they put there."""
+        """Connect lazily; `shared` tells whether tenants share what they put there."""
         return cls(connect(url), ttl_s=ttl_s, precision=precision, shared=shared)
 
     @classmethod
     def from_settings(cls, settings: ProcessSettings) -> RedisEmbeddingCache:
-        """Connects lazily to the cache that every process of a deployment shares."""
+        """Connect lazily to the cache that every process of a deployment shares."""
         return cls.from_url(settings.cache_url, precision=settings.cache_precision, shared=settings.share_cache)
 
     @override
@@ -143,7 +143,7 @@ class RedisEmbeddingCache(EmbeddingCache):
         await self._client.aclose()
 
     async def _set(self, space: str, encoded: Mapping[str, bytes], *, if_absent: bool) -> list[bytes | None]:
-        """Sets values, or only those that are not there; returns what was there before."""
+        """Set values, or only those that are not there; returns what was there before."""
         async with translate_redis_errors("cache"), self._client.pipeline(transaction=False) as pipe:
             for key, value in encoded.items():
                 pipe.set(_key(space, key), value, px=self._ttl_ms, nx=if_absent, get=True)

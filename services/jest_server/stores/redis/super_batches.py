@@ -224,7 +224,7 @@ class RedisSuperBatchStore(SuperBatchStore):
         return text(newest[0][0]) if newest else "0-0"
 
     async def _write_features(self, features: Mapping[str, Shard]) -> None:
-        """Writes them for a short life, some MiB at a time; what is queued then lives on."""
+        """Write them for a short life, some MiB at a time; what is queued then lives on."""
         waiting: list[tuple[str, bytes]] = []
         for number, (key, shard) in enumerate(features.items(), start=1):
             waiting.append((key, pack_shard(shard)))
