@@ -1,4 +1,4 @@
-"""The use case of scoring one shard: embed what the cache lacks and no other scorer is embedding, cache and complete it.
+"""The use case of scoring one shard: embed what is neither cached nor being embedded, cache it, complete the shard.
 
 Single flight: an embedding is computed by the holder of its lease in the cache. All others wait for the value, or for
 the lease, if its holder went silent. No scorer waits while holding a lease, so one of them always makes progress.
