@@ -169,7 +169,7 @@ OPERATIONS = Dashboard(
                 {"ready": "sum(jest_scorer_reference_ready)"},
             ),
             Panel(
-                "Set aside",
+                "Dead-lettered",
                 "Super-batches dead-lettered, by reason, over ten minutes. Their examples are lost to training unless they "
                 "are queued again (control).",
                 "short",
@@ -345,7 +345,7 @@ PER_JOB = Dashboard(
                 {"{{fallback}}": of_job("jest_job_decisions_total", "fallback")},
             ),
             Panel(
-                "Set aside by the selector",
+                "Dead-lettered by the selector",
                 "Super-batches without a decision, over ten minutes, by reason.",
                 "short",
                 {"{{reason}}": f"sum by (reason) (increase(jest_job_dead_letters_total{JOB}[10m]))"},

@@ -235,7 +235,7 @@ def test_group_labels_are_part_of_what_was_submitted_though_nothing_is_limited(s
     assert refused(speaker.submit, job.spec.name, "other", keys, group_labels=["a"]).fields == ["group_labels"]
 
 
-def test_a_super_batch_whose_groups_leave_too_little_on_all_ranks_is_set_aside(speaker):
+def test_a_super_batch_whose_groups_leave_too_little_on_all_ranks_is_dead_lettered(speaker):
     job = speaker.create_job(world_size=2, policy=policy(max_per_group=1, scoring=jobs_pb2.SCORING_HARD_LEARNER))
     name = job.spec.name
     for rank in range(2):

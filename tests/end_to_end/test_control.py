@@ -80,13 +80,13 @@ def test_a_dead_letter_is_requeued_and_its_trainer_gets_a_decision(stack, contro
     name = job.spec.name
     missing = list(speaker.submit(name, "sb", keys).missing_positions)
 
-    async def set_aside():
+    async def write_dead_letter():
         stores = open_redis_stores(f"{stack.valkey.url}/0")
         letter = DeadLetter(job=name, super_batch_id="sb", reason="INFERENCE_FAILED", detail="", at_s=time.time())
         assert await stores.decisions.dead_letter(letter)
         await stores.connection.close()
 
-    asyncio.run(set_aside())
+    asyncio.run(write_dead_letter())
     listed = control.get(f"/v1/jobs/{name}/dead-letters").json()["dead_letters"]
     assert [letter["reason"] for letter in listed] == ["INFERENCE_FAILED"]
     assert control.post(f"/v1/jobs/{name}/dead-letters/sb/requeue").status_code == 200

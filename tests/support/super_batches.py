@@ -102,7 +102,7 @@ def decision(job, super_batch_id="sb", **fields):
     return Decision(job=job, super_batch_id=super_batch_id, **values | fields)
 
 
-def letter(job, super_batch_id="sb", at_s=5.0):
+def dead_letter(job, super_batch_id="sb", at_s=5.0):
     return DeadLetter(job=job, super_batch_id=super_batch_id, reason="R", detail="why", at_s=at_s)
 
 

@@ -31,7 +31,7 @@ from jest_server.runtime.settings import (
 )
 from jest_server.stores.redis.connection import connect
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
-from jest_server.stores.redis.super_batches import RedisSuperBatchStore
+from jest_server.stores.redis.stores import open_redis_stores
 from support.super_batches import REFERENCE
 
 RENDERED = TOOLS / "helm-test/rendered.json"
@@ -76,22 +76,22 @@ async def _redis(stores: dict[str, dict[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             urls = {name: _start(name, store, Path(folder), servers) for name, store in stores.items()}
-            queue, cache = RedisSuperBatchStore.from_url(urls["queue"]), RedisEmbeddingCache.from_url(urls["cache"])
+            queue, cache = open_redis_stores(urls["queue"]), RedisEmbeddingCache.from_url(urls["cache"])
             spec = JobSpec(name="job", policy=PolicySpec(filter_ratio="0.5"))
-            await queue.create_job(spec, now_s=1.0)
+            await queue.jobs.create_job(spec, now_s=1.0)
             await cache.put(REFERENCE, {"key": _VALUE})
-            kept = (await queue.get_job("job")).spec == spec and await cache.get(REFERENCE, ["key"]) == [_VALUE]
+            kept = (await queue.jobs.get_job("job")).spec == spec and await cache.get(REFERENCE, ["key"]) == [_VALUE]
             expect(kept, "helm-test: the built-in Redis does not give back what was put in")
-            await queue.close()
+            await queue.connection.close()
             await cache.close()
             for url in (urls["cache"], re.sub(r"//[^@]*@", "//", urls["queue"])):
-                stranger = RedisSuperBatchStore.from_url(url)
+                stranger = open_redis_stores(url)
                 try:
-                    await stranger.create_job(spec, now_s=1.0)
+                    await stranger.jobs.create_job(spec, now_s=1.0)
                 except StoreUnavailable:
                     continue
                 finally:
-                    await stranger.close()
+                    await stranger.connection.close()
                 raise SystemExit(f"helm-test: {url.rpartition('@')[2]} lets strangers in")
         finally:
             for server in servers:

@@ -58,13 +58,13 @@ _JOB: Final = TypeAdapter(JobRequest)
 
 def _can_fail(*statuses: int) -> dict[int | str, dict[str, Any]]:
     reasons = {
-        400: "A value cannot be.",
+        400: "Invalid value.",
         401: "No token that is valid here.",
         404: "There is none of this name.",
         409: "It conflicts with what is there.",
         413: "The body is too large.",
         429: "A limit is reached; `Retry-After` tells when to come back.",
-        503: "Something that this needs is away; `Retry-After` may tell when to come back.",
+        503: "A dependency is unavailable; `Retry-After` may tell when to come back.",
     }
     found: dict[int | str, dict[str, Any]] = {s: {"description": reasons[s], "content": _PROBLEM} for s in statuses}
     # "4XX" also keeps FastAPI from promising its own 422, which this application never answers.
@@ -252,8 +252,7 @@ def _decisions(log: DecisionLog, jobs: JobRegistry) -> APIRouter:
         await jobs.get(ref.job)
         decision = await log.get_decision(ref)
         if decision is None:
-            context = {"job": name, "super_batch_id": super_batch_id}
-            raise SuperBatchUnknown(f"job {name!r} has no decision of super-batch {super_batch_id!r}", context)
+            raise SuperBatchUnknown(f"job {ref.job!r} has no decision of super-batch {super_batch_id!r}", ref.metadata)
         return unscoped_record(decision)
 
     return router
@@ -271,7 +270,7 @@ def _letters(letters: DeadLetters) -> APIRouter:
 
     @router.get(one, operation_id="getDeadLetter", responses=_can_fail(*_ALWAYS, 404))
     async def get_dead_letter(name: Name, super_batch_id: SuperBatch) -> DeadLetter:
-        """Returns why a super-batch was set aside."""
+        """Returns why a super-batch was dead-lettered."""
         return unscoped_record(await letters.get(_ref(name, super_batch_id)))
 
     @router.delete(one, operation_id="dropDeadLetter", status_code=204, responses=_can_fail(*_ALWAYS, 404))
@@ -308,23 +307,23 @@ def _state(references: JobStore, queue: ShardQueue, cache: EmbeddingCache) -> AP
 
     @router.get("/queue", operation_id="getQueue", responses=_can_fail(*_ALWAYS))
     async def get_queue() -> QueueView:
-        """Returns how much waits for scorers, for how long, and in which lines."""
-        lines = [
-            line.model_copy(
+        """Returns how much waits for scorers, for how long, and in which model queues."""
+        states = [
+            state.model_copy(
                 update={
                     "waiting": {
                         tenants.unscoped(job): count
-                        for job, count in line.waiting.items()
+                        for job, count in state.waiting.items()
                         if job.startswith(tenants.prefix())
                     }
                 }
             )
-            for line in await queue.queue_states()
+            for state in await queue.queue_states()
         ]
         return QueueView(
             shards=await queue.depth(),
             oldest_age_s=await queue.oldest_age_s(now_s=time.time()),
-            lines=lines,
+            queues=states,
         )
 
     @router.get("/cache", operation_id="getCache", responses=_can_fail(*_ALWAYS))

@@ -125,7 +125,7 @@ class QueueView(View):
     shards: int = Field(ge=0)
     """Queued or being scored, of all jobs."""
     oldest_age_s: float = Field(ge=0)
-    lines: list[QueueState]
+    queues: list[QueueState]
     """By version of a reference model; ``waiting`` tells of the caller's own jobs."""
 
 

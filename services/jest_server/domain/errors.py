@@ -19,7 +19,7 @@ JestServerError
 ├── ReferenceUnavailable  no scorer serves the reference model       FAILED_PRECONDITION 409
 ├── ReferenceTimeout      embeddings late, fallback is "fail"        UNAVAILABLE         503
 ├── WaitTimeout           the caller's deadline came first           DEADLINE_EXCEEDED   504
-├── DeadLettered          the super-batch was set aside              ABORTED             410
+├── DeadLettered          the super-batch was dead-lettered          ABORTED             410
 ├── StoreUnavailable      the queue or the cache does not answer     UNAVAILABLE         503
 └── Stopping              this process is going away                 UNAVAILABLE         503
 """
@@ -195,7 +195,7 @@ class WaitTimeout(JestServerError):
 
 
 class DeadLettered(JestServerError):
-    """The super-batch was set aside and will never get a decision."""
+    """The super-batch was dead-lettered and will never get a decision."""
 
     code = grpc.StatusCode.ABORTED
     http_status = 410

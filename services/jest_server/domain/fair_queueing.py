@@ -1,7 +1,7 @@
-"""Whose turn it is, when many jobs wait for the same thing: weighted start-time fair queueing.
+"""Weighted start-time fair queueing: which of the jobs that wait for the same resource is served next.
 
 After Goyal, Vin and Cheng, "Start-time fair queueing" (SIGCOMM 1996): a job is a flow, and a piece of its work has a
-cost. Shards in Redis take the same turns by `stores/redis/lua/turns.lua`.
+cost. Shards in Redis are served in the same order by `stores/redis/lua/fair_queue.lua`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class StartTimeFairQueue:
         return self._turns[job]
 
     def first(self) -> str | None:
-        """The job that is next, of those with equal turns the first by name; None if nobody waits. O(jobs)."""
+        """The job that is next, of those with equal turns the first by name; None if no job waits. O(jobs)."""
         return min(self._turns, key=lambda job: (self._turns[job], job), default=None)
 
     def join(self, job: str) -> None:
-        """Lets a job wait; one that waits already keeps its turn."""
+        """Add a job that waits; one that waits already keeps its turn."""
         if job not in self._turns:
             self._turns[job] = max(self._now, self._past.pop(job, 0.0))
 
     def take(self, job: str, *, cost: float) -> None:
-        """Charges a job that waits for a turn that it takes now.
+        """Charge a waiting job for the piece of work that it starts now.
 
         Raises:
             ValueError: If the cost is not a finite number larger than 0: work for nothing would always be first.
@@ -51,18 +51,18 @@ class StartTimeFairQueue:
         self._past = {job: turn for job, turn in self._past.items() if turn > self._now}
 
     def leave(self, job: str) -> None:
-        """Lets a job go that has nothing left to wait with; what it was charged for stays charged."""
+        """Remove a job that has no more work; what it was charged for stays charged."""
         turn = self._turns.pop(job, self._now)
         if turn > self._now:
             self._past[job] = turn
 
     def forget(self, job: str) -> None:
-        """Leaves nothing of a job that does not wait."""
+        """Forget what a job that does not wait was charged for."""
         self._past.pop(job, None)
 
 
 def check_cost(cost: float) -> None:
-    """Refuses what nobody can be charged.
+    """Check that a cost can be charged.
 
     Raises:
         ValueError: If the cost is not a finite number larger than 0.

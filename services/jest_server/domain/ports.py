@@ -274,33 +274,33 @@ class ReferenceModel(Protocol):
     """A frozen two-tower model that embeds examples."""
 
     async def info(self) -> ReferenceInfo:
-        """Reads name, version, scale, bias, preprocessing id and inputs from the model's own configuration."""
+        """Read name, version, scale, bias, preprocessing id and inputs from the model's own configuration."""
 
     async def embed(self, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Embeds n examples, cut into as many inferences as the model's batch limit asks for.
+        """Embed n examples, cut into as many inferences as the model's batch limit asks for.
 
         Args:
-            inputs: By input name, ``[n, ...]`` in the datatype that ``info`` tells.
+            inputs: By input name, `[n, ...]` in the datatype that `info` returns.
 
         Returns:
-            ``[n, 2, D]`` float32, image before text.
+            `[n, 2, D]` float32, image before text.
 
         Raises:
             ReferenceModelError: If an inference failed after the retries that make sense.
         """
 
     async def ready(self) -> bool:
-        """Tells whether a real inference works now."""
+        """Return whether a real inference works now."""
 
     async def close(self) -> None: ...
 
 
 class ExampleSources(Protocol):
-    """Reads examples that were named by reference."""
+    """Read examples that were named by reference."""
 
     async def inputs(self, reference: ReferenceInfo, sources: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """Returns the reference model's inputs of examples, ``[n, ...]`` by name.
+        """Return the reference model's inputs of examples, `[n, ...]` by name.
 
         Raises:
-            UnreadableSource: If one may not or cannot be read.
+            UnreadableSource: If a source is not allowed or not readable.
         """

@@ -12,7 +12,7 @@ from jest_server.domain.super_batches import SuperBatchRef
 class Shard:
     """A piece of an upload that a scorer embeds in one go.
 
-    ``features`` holds ``blobs.pack``-ed input tensors, row i belonging to ``keys[i]``.
+    `features` holds `blobs.pack`-ed input tensors, row i belonging to `keys[i]`.
     """
 
     shard_id: str
@@ -30,24 +30,25 @@ class Shard:
         """Return the name of its super-batch."""
         return SuperBatchRef(self.job, self.super_batch_id)
 
+    @property
+    def name(self) -> str:
+        """Return its name, which no other shard has: JOB/ID/SHARD."""
+        return f"{self.job}/{self.super_batch_id}/{self.shard_id}"
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A shard in this consumer's hands.
-
-    ``token`` is the queue's own handle; ``deliveries`` counts the claims so far, with this one.
-    """
+    """A shard that a consumer scores; `deliveries` counts the claims of it so far, with this one."""
 
     shard: Shard
-    token: str
     deliveries: int
     queued_at_s: float
-    """When it was queued first, by the clock of who did; who took it over or gave it back changes nothing in that."""
+    """First enqueue time (producer's clock); unaffected by reclaim or release."""
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The reference embeddings of a shard's keys: ``[len(keys), 2, D]`` f16 bytes, image before text."""
+    """The reference embeddings of a shard's keys: `[len(keys), 2, D]` f16 bytes, image before text."""
 
     keys: tuple[str, ...]
     embeddings: bytes

@@ -24,7 +24,7 @@ class CacheStats(FrozenModel):
     max_bytes: int
     """0: no limit."""
     hits: int
-    """Reads since it started that found a value; and the others."""
+    """Read since it started that found a value; and the others."""
     misses: int
     evicted: int
 

@@ -71,7 +71,7 @@ class Submission(SuperBatchRecord):
     reference: ReferenceInfo | None = None
     """None if the job has none."""
     digest: str = ""
-    """Names the content; equal for a retry."""
+    """Name of the content; equal for a retry."""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -140,7 +140,7 @@ class Limits:
     server: int = 0
 
     def first_exceeded(self, held: Limits, *, more: int) -> Literal["job", "tenant", "server"] | None:
-        """Tells which of these limits does not allow ``more`` beside what is held."""
+        """Return which of these limits does not allow `more` beside what is held."""
         if 0 < self.job < held.job + more:
             return "job"
         if 0 < self.tenant < held.tenant + more:

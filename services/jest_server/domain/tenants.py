@@ -1,6 +1,6 @@
 """Whose call is being served, and the part of the job names that is theirs.
 
-Inside the server a tenant's job is called ``TENANT~JOB``; a client can neither send nor see that name, so what it asks
+Inside the server a tenant's job is called `TENANT~JOB`; a client can neither send nor see that name, so what it asks
 for by name is its own or does not exist. Without tokens there are no tenants, and names are what they are.
 """
 
@@ -20,7 +20,7 @@ _tenant: ContextVar[str] = ContextVar("tenant", default="")
 
 
 def enter(tenant: str) -> None:
-    """Lets the rest of this task, which serves one call, act for the tenant."""
+    """Let the rest of this task, which serves one call, act for the tenant."""
     _tenant.set(tenant)
 
 
@@ -35,7 +35,7 @@ def prefix() -> str:
 
 
 def scoped(job: str) -> str:
-    """The name inside the server of a job that the tenant calls ``job``."""
+    """The name inside the server of a job that the tenant calls `job`."""
     return prefix() + job
 
 
@@ -59,5 +59,5 @@ def _prefix_of(tenant: str) -> str:
 
 
 def unscoped_text(text: str) -> str:
-    """A text about jobs with the names by which the tenant knows its own."""
+    """Return a text with the names by which the tenant knows its own jobs."""
     return text.replace(prefix(), "") if prefix() else text

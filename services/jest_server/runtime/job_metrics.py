@@ -38,7 +38,10 @@ class JobMetrics:
             registry=registry,
         )
         self._dead_letters = Counter(
-            "jest_job_dead_letters", "Super-batches that the selector set aside.", [job, "reason"], registry=registry
+            "jest_job_dead_letters",
+            "Super-batches the selector dead-lettered.",
+            [job, "reason"],
+            registry=registry,
         )
         self._loaded = Counter(
             "jest_job_examples_loaded", "Examples in decided super-batches.", [job], registry=registry
@@ -106,7 +109,7 @@ class JobMetrics:
                 self._learnability.labels(job, rows).set(value)
 
     def dead_lettered(self, job: str, reason: str) -> None:
-        """Counts a super-batch that was set aside."""
+        """Count a dead-lettered super-batch."""
         self._dead_letters.labels(self._label(job), reason).inc()
 
     def stepped(self, job: str, phases_s: Mapping[str, float]) -> None:

@@ -114,7 +114,7 @@ class SelectorMetrics:
             registry=registry,
         )
         self.dead_letters = Counter(
-            "jest_selector_dead_letters", "Super-batches set aside.", ["reason"], registry=registry
+            "jest_selector_dead_letters", "Super-batches dead-lettered.", ["reason"], registry=registry
         )
         self.stage = Histogram(
             "jest_selector_stage_duration_seconds",
@@ -199,7 +199,7 @@ class SelectorMetrics:
             self.perplexity.observe(perplexity)
 
     def dead_lettered(self, letter: DeadLetter) -> None:
-        """Counts a super-batch that was set aside."""
+        """Count a dead-lettered super-batch."""
         self.dead_letters.labels(letter.reason).inc()
         self.jobs.dead_lettered(letter.job, letter.reason)
 
@@ -231,7 +231,7 @@ class ScorerMetrics:
             "jest_scorer_shards", "Shards taken, by what became of them.", ["outcome"], registry=registry
         )
         self.dead_letters = Counter(
-            "jest_scorer_dead_letters", "Super-batches set aside.", ["reason"], registry=registry
+            "jest_scorer_dead_letters", "Super-batches dead-lettered.", ["reason"], registry=registry
         )
         self.shard_duration = Histogram(
             "jest_scorer_shard_duration_seconds",
@@ -262,7 +262,7 @@ class ScorerMetrics:
         _start_at_zero(self.inference_examples, [outcome.value for outcome in Outcome])
         _start_at_zero(self.dead_letters, ("TOO_MANY_DELIVERIES", "INFERENCE_REFUSED", "INFERENCE_FAILED"))
         self.reclaimed = Counter(
-            "jest_scorer_reclaimed_shards", "Shards taken over from a scorer that went silent.", registry=registry
+            "jest_scorer_reclaimed_shards", "Shards reclaimed from a scorer that sent no heartbeat.", registry=registry
         )
         self.reference_ready = Gauge(
             "jest_scorer_reference_ready", "1 while a real inference of the reference model works.", registry=registry

@@ -126,9 +126,9 @@ class ScorerSettings(ProcessSettings):
     inference_lease_s: float = Field(default=10.0, gt=0)
     """How long other scorers wait for embeddings that a scorer went silent on, before one of them computes them."""
     reclaim_idle_s: float = Field(default=10.0, gt=0)
-    """A shard that its scorer has not touched for so long is taken over."""
+    """A shard without a heartbeat of its scorer for so long is reclaimed."""
     max_deliveries: int = Field(default=5, ge=1)
-    """A shard that was taken over more often than this is dead-lettered with its super-batch."""
+    """A shard that was reclaimed more often than this is dead-lettered with its super-batch."""
     max_attempts: int = Field(default=3, ge=1)
     """Failures of one shard, while the reference model works for others, before it is dead-lettered."""
     announce_interval_s: float = Field(default=3.0, gt=0)

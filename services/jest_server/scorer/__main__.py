@@ -38,7 +38,7 @@ async def serve(
     counts: metrics.ScorerMetrics,
     stop: asyncio.Event,
 ) -> None:
-    """Runs the scorer on the given stores, cache and model until ``stop`` is set, then drains."""
+    """Run the scorer on the given stores, cache and model until `stop` is set, then drains."""
     cache = with_embedding_files(cache, settings, counts.embedding_files)
     ports = stores.jobs, stores.queue, stores.decisions
     worker = Worker(*ports, cache, model, settings, counts, example_sources(settings))
@@ -70,7 +70,7 @@ async def serve(
 
 
 def main(settings: ScorerSettings | None = None) -> None:
-    """Runs the scorer on Redis and the configured reference backend."""
+    """Run the scorer on Redis and the configured reference backend."""
     settings = settings or ScorerSettings()
     logs.configure(process="scorer", log_format=settings.log_format, level=settings.log_level)
     if settings.tracing:
@@ -89,10 +89,10 @@ def main(settings: ScorerSettings | None = None) -> None:
 
 
 def example_sources(settings: ScorerSettings) -> ExampleSources | None:
-    """Makes what reads examples by reference, if the settings let it.
+    """Make what reads examples by reference, if the settings let it.
 
     Raises:
-        ValueError: If a setting cannot be.
+        ValueError: If a setting is invalid.
     """
     if not settings.source_prefixes:
         return None

@@ -1,7 +1,7 @@
-"""The use case of scoring one shard: embed what the cache lacks and nobody else is embedding, remember it, hand it in.
+"""The use case of scoring one shard: embed what is neither cached nor being embedded, cache it, complete the shard.
 
-Single flight: an embedding is computed by who holds its lease in the cache. Everybody else waits for the value, or for
-the lease, if its holder went silent. Nobody waits while holding a lease, so there is always somebody who goes on.
+Single flight: an embedding is computed by the holder of its lease in the cache. All others wait for the value, or for
+the lease, if its holder went silent. No scorer waits while holding a lease, so one of them always makes progress.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _log = get_logger()
 
 
 class UnscorableShard(Exception):
-    """No retry can score this shard; ``reason`` is a constant, the message tells the rest."""
+    """No retry can score this shard; `reason` is a constant, the message tells the rest."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -46,9 +46,9 @@ class UnscorableShard(Exception):
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scores shards for one reference model at one version.
+    """Score shards for one reference model at one version.
 
-    ``lease_s`` is how long others wait for an embedding whose scorer went silent.
+    `lease_s` is how long others wait for an embedding whose scorer went silent.
     """
 
     cache: EmbeddingCache
@@ -59,10 +59,10 @@ class Scoring:
     """None: this scorer reads no examples by reference."""
 
     async def score(self, shard: Shard, *, on_wait: Callable[[], None] = lambda: None) -> ShardResult:
-        """Returns the embeddings of all the shard's keys, rounded as the cache holds them.
+        """Return the embeddings of all the shard's keys, rounded as the cache holds them.
 
         Cached and fresh embeddings are the same bytes, so a selection does not depend on which of the two it got.
-        ``on_wait`` is called when there is nothing left to do but to wait for others, perhaps several times.
+        `on_wait` is called when there is nothing left to do but to wait for others, perhaps several times.
 
         Raises:
             UnscorableShard: If the shard wants another model version, or its features cannot be read.
@@ -101,7 +101,7 @@ class Scoring:
 
     @asynccontextmanager
     async def _holding(self, cache: EmbeddingCache, keys: list[str], owner: str) -> AsyncIterator[None]:
-        """Keeps leases alive for the length of the block, then gives them back, whatever happened."""
+        """Keep leases alive for the length of the block, then gives them back, whatever happened."""
         renewing = asyncio.create_task(self._renew(cache, keys, owner))
         try:
             yield

@@ -1,7 +1,7 @@
-"""The scorer's loop: claim shards, score some at a time, take over what a dead scorer held, give back on the way out.
+"""The scorer's loop: claim shards, score some at a time, reclaim those of dead scorers, release the rest at the end.
 
 The reference model being away is not the shards' fault: the worker holds what it has and claims nothing until a real
-inference works again. Only shards that fail while the model works for others are set aside.
+inference works again. Only super-batches whose shard fails while the model works for others are dead-lettered.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _log = get_logger()
 
 
 class Worker:
-    """Owns the claims of one scorer process."""
+    """Own the claims of one scorer process."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Worker:
         return self._ready.is_set()
 
     async def watch_reference(self) -> None:
-        """Probes the model by a real inference, reads its configuration and announces it, once."""
+        """Probe the model by a real inference, read its configuration and announce it, once."""
         try:
             reference = await self._model.info() if await self._model.ready() else None
         except ReferenceModelError as error:
@@ -100,7 +100,7 @@ class Worker:
         self._ready.set()
 
     async def reclaim_stale(self) -> None:
-        """Takes over shards that another scorer left behind; those that outlived too many scorers are set aside."""
+        """Reclaim shards whose scorer sent no heartbeat; dead-letter those that outlived too many scorers."""
         if self._scoring is None or not self.ready or self._slots.locked() or self._room.locked():
             return
         claims = await self._queue.reclaim(
@@ -108,21 +108,23 @@ class Worker:
         )
         for claim in claims:
             self._metrics.reclaimed.inc()
-            _log.warning("shard taken over", shard=claim.shard.shard_id, deliveries=claim.deliveries)
+            _log.warning("shard reclaimed", shard=claim.shard.shard_id, deliveries=claim.deliveries)
             self._trace_wait(claim)
             if claim.deliveries > self._settings.max_deliveries:
-                await self._set_aside(claim, "TOO_MANY_DELIVERIES", f"{claim.deliveries - 1} scorers did not finish it")
+                await self._dead_letter(
+                    claim, "TOO_MANY_DELIVERIES", f"{claim.deliveries - 1} scorers did not finish it"
+                )
             else:
                 await self._acquire()
                 self._begin(claim)
 
     async def heartbeat_claims(self) -> None:
-        """Tells the queue that this scorer is alive and at work on what it holds."""
+        """Send a heartbeat for every claim in hand."""
         if self._in_hand:
             await self._queue.heartbeat(self._settings.consumer, list(self._in_hand.values()))
 
     async def run(self) -> None:
-        """Claims and scores, for ever."""
+        """Claim and score, without end."""
         while True:
             await self._ready.wait()
             await self._acquire()
@@ -144,7 +146,7 @@ class Worker:
                 self._begin(claim)
 
     async def drain(self) -> None:
-        """Finishes what is in hand within the grace period and gives the rest back."""
+        """Finish what is in hand within the grace period and release the rest."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._settings.grace_s)
         for task in list(self._tasks):
@@ -153,10 +155,10 @@ class Worker:
         left = list(self._in_hand.values())
         if left:
             await self._queue.release(self._settings.consumer, left)
-            _log.info("shards given back", count=len(left))
+            _log.info("shards released", count=len(left))
 
     async def _acquire(self) -> None:
-        """Waits for room for one more shard and a slot to embed it."""
+        """Wait for room for one more shard and a slot to embed it."""
         await self._room.acquire()
         try:
             await self._slots.acquire()
@@ -165,15 +167,15 @@ class Worker:
             raise
 
     def _begin(self, claim: Claim) -> None:
-        """Starts on a claim; the caller has acquired room and a slot for it."""
-        self._in_hand[claim.token] = claim
+        """Start on a claim; the caller has acquired room and a slot for it."""
+        self._in_hand[claim.shard.name] = claim
         self._metrics.in_hand.set(len(self._in_hand))
         task = asyncio.create_task(self._work(claim))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _trace_wait(self, claim: Claim) -> None:
-        """Puts the time that it was queued into its trace, now that this scorer has it."""
+        """Put the time that it was queued into its trace, now that this scorer has it."""
         parent = claim.shard.traceparent
         if not parent:  # who queued it records no spans: it would be a trace of its own
             return
@@ -191,22 +193,22 @@ class Worker:
                     await self._score(claim, on_wait=slot.close)
                     self._metrics.shard_duration.observe(time.monotonic() - started)
                 except UnscorableShard as error:
-                    await self._set_aside(claim, error.reason, str(error))
+                    await self._dead_letter(claim, error.reason, str(error))
             except asyncio.CancelledError:
-                raise  # still in hand: drain gives it back
-            except Exception:  # noqa: BLE001 - the last line of defence: logged here, told to the caller as INTERNAL
-                # Nobody keeps this claim alive any more: it is taken over, and set aside if that happens too often.
+                raise  # still in hand: drain releases it
+            except Exception:  # noqa: BLE001 - the last line of defence: logged here, reported as INTERNAL
+                # No more heartbeats for this claim: it is reclaimed, and dead-lettered if that happens too often.
                 _log.exception("shard failed")
-                del self._in_hand[claim.token]
+                self._in_hand.pop(claim.shard.name, None)
             else:
-                del self._in_hand[claim.token]
+                self._in_hand.pop(claim.shard.name, None)
             finally:
                 slot.close()
                 self._room.release()
                 self._metrics.in_hand.set(len(self._in_hand))
 
     async def _score(self, claim: Claim, *, on_wait: Callable[[], None]) -> None:
-        """Scores until it works; while the model or a store is away, that is as long as they are."""
+        """Score until it works; while the model or a store is away, that is as long as they are."""
         attempts = 0
         while True:
             await self._ready.wait()
@@ -243,18 +245,18 @@ class Worker:
             self._metrics.cache_hits.inc(len(result.keys) - result.inferred)
             return
 
-    async def _set_aside(self, claim: Claim, reason: str, detail: str) -> None:
+    async def _dead_letter(self, claim: Claim, reason: str, detail: str) -> None:
         shard = claim.shard
         detail_of_shard = f"shard {shard.shard_id}: {detail}"
         letter = DeadLetter.of(shard.ref, reason=reason, detail=detail_of_shard, at_s=time.time())
-        with tracing.span("scorer.set_aside", parent=shard.traceparent, kind="consumer") as span:
+        with tracing.span("scorer.dead_letter", parent=shard.traceparent, kind="consumer") as span:
             if span is not None:
                 span.set_attributes(self._attributes(claim) | {"jest.reason": reason, "jest.detail": detail})
             is_first = await self._decisions.dead_letter(letter)
         if is_first:
             self._metrics.dead_letters.labels(reason).inc()
         self._metrics.shards.labels("dead_lettered").inc()
-        _log.error("super-batch set aside", reason=reason, detail=detail)
+        _log.error("super-batch dead-lettered", reason=reason, detail=detail)
 
     def _attributes(self, claim: Claim) -> dict[str, str | int]:
         shard = claim.shard

@@ -37,7 +37,7 @@ class Maintenance:
         for letter in letters:
             self._metrics.dead_lettered(letter)
             _log.warning(
-                "super-batch set aside", job=letter.job, super_batch=letter.super_batch_id, reason=letter.reason
+                "super-batch dead-lettered", job=letter.job, super_batch=letter.super_batch_id, reason=letter.reason
             )
 
     async def forget_ended_jobs(self) -> None:

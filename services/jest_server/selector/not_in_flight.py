@@ -17,5 +17,5 @@ async def not_in_flight_error(log: DecisionLog, ref: SuperBatchRef, rank: int = 
     metadata = RankRef(ref, rank).metadata
     letter = await log.get_dead_letter(ref)
     if letter is not None:
-        return DeadLettered(f"{ref} was set aside: {letter.reason}: {letter.detail}", metadata)
+        return DeadLettered(f"{ref} was dead-lettered: {letter.reason}: {letter.detail}", metadata)
     return SuperBatchUnknown(f"rank {rank} did not submit {ref}; submit it first", metadata)

@@ -12,16 +12,16 @@ _SEPARATOR = b"\n"
 
 
 def pack(description: dict[str, Any], *buffers: bytes | bytearray | memoryview) -> bytes:
-    """Joins a JSON-serialisable description and the buffers it describes."""
+    """Join a JSON-serialisable description and the buffers it describes."""
     head = json.dumps(description, separators=(",", ":"), ensure_ascii=False).encode()
     return b"".join((head, _SEPARATOR, *buffers))
 
 
 def unpack(blob: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Splits what ``pack`` joined; the second part is a view into ``blob``, not a copy.
+    """Split what `pack` joined; the second part is a view into `blob`, not a copy.
 
     Raises:
-        ValueError: If ``blob`` does not start with a line of JSON.
+        ValueError: If `blob` does not start with a line of JSON.
     """
     end = blob.find(_SEPARATOR)
     if end < 0:

@@ -1,4 +1,4 @@
-"""An embedding cache as one of several tenants may know it, where they do not share what they put there.
+"""An embedding cache as one of several tenants may see it, where they do not share what they put there.
 
 Were it shared, a tenant could tell by timing whether another has used an example whose key it knows.
 """
@@ -70,6 +70,6 @@ class TenantCache(EmbeddingCache):
 
 
 def for_job(cache: EmbeddingCache, job: str, *, shared: bool) -> EmbeddingCache:
-    """Returns the part of a cache that a job may know, all of it where tenants share it or there are none."""
+    """Return the part of a cache that a job may see, all of it where tenants share it or there are none."""
     tenant = owner_of(job)
     return cache if shared or not tenant else TenantCache(cache, tenant)

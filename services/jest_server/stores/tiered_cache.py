@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class TieredEmbeddingCache(EmbeddingCache):
     """What the first tier lacks is looked up in files and kept in the first tier, whose precision is everyone's.
 
-    All that is not ``get`` is the first tier's.
+    All that is not `get` is the first tier's.
     """
 
     def __init__(self, first: EmbeddingCache, files: EmbeddingFiles) -> None:
@@ -53,7 +53,7 @@ class TieredEmbeddingCache(EmbeddingCache):
     async def take(
         self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str, ttl_s: float
     ) -> list[bytes | Lease]:
-        """Files are looked into by ``get``, which comes before: what they have is in the first tier."""
+        """Files are looked into by `get`, which comes before: what they have is in the first tier."""
         return await self._first.take(reference, keys, owner=owner, ttl_s=ttl_s)
 
     @override
@@ -70,7 +70,7 @@ class TieredEmbeddingCache(EmbeddingCache):
 
     @override
     async def ping(self) -> None:
-        """Files that are away stop nobody."""
+        """Files are optional: only the first tier counts."""
         await self._first.ping()
 
     @override
@@ -82,10 +82,10 @@ class TieredEmbeddingCache(EmbeddingCache):
 def with_embedding_files(
     cache: EmbeddingCache, settings: ProcessSettings, metrics: EmbeddingFileMetrics
 ) -> EmbeddingCache:
-    """Returns the cache with files behind it if the settings name some.
+    """Return the cache with files behind it if the settings name some.
 
     Raises:
-        ValueError: If the URL is none that can be read here.
+        ValueError: If the URL is not one that can be read here.
     """
     if not settings.embeddings_url:
         return cache

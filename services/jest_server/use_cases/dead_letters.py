@@ -20,14 +20,14 @@ RETRY_S = 1.0
 
 
 class DeadLetters:
-    """Finds, requeues and drops the dead letters of jobs that exist."""
+    """Find, requeue and drop the dead letters of jobs that exist."""
 
     def __init__(self, log: DecisionLog, jobs: JobRegistry) -> None:
         self._log = log
         self._jobs = jobs
 
     async def newest(self, job: str, *, limit: int) -> list[DeadLetter]:
-        """Returns the newest, newest first.
+        """Return the newest, newest first.
 
         Raises:
             JobUnknown: If there is no such job.

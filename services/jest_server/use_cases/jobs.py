@@ -19,7 +19,7 @@ JOBS_RETRY_S = 10.0
 
 
 class JobRegistry:
-    """Creates, finds and deletes jobs."""
+    """Create, find and delete jobs."""
 
     def __init__(self, store: JobStore, *, max_world_size: int, max_jobs_per_tenant: int = 1000) -> None:
         self._store = store
@@ -27,7 +27,7 @@ class JobRegistry:
         self._max_world_size = max_world_size
 
     async def create(self, spec: JobSpec) -> tuple[Job, ReferenceInfo | None, bool]:
-        """Registers a job, or finds the one that was registered with the same spec.
+        """Register a job, or finds the one that was registered with the same spec.
 
         Raises:
             InvalidField: If the policy makes no sense or lacks the reference model that it needs, or the world is
@@ -64,7 +64,7 @@ class JobRegistry:
         return job, reference, created
 
     async def _require_room(self, name: str) -> None:
-        """Refuses a new job of a tenant that has enough; several at the same moment may all be let in."""
+        """Refuse a new job of a tenant that has enough; several at the same moment may all be let in."""
         of_tenant = prefix_of(name)
         if await self._store.get_job(name) is not None:
             return
@@ -77,10 +77,10 @@ class JobRegistry:
             )
 
     async def get(self, name: str) -> Job:
-        """Finds a job.
+        """Find a job.
 
         Raises:
-            JobUnknown: If there is none of this name.
+            JobUnknown: If there is no job of this name.
         """
         job = await self._store.get_job(name)
         if job is None:
@@ -88,13 +88,13 @@ class JobRegistry:
         return job
 
     async def state(self, job: Job) -> tuple[ReferenceInfo | None, Counters]:
-        """Returns what is known of a job now: its reference model, if it is served, and its accounts."""
+        """Return what is known of a job now: its reference model, if it is served, and its accounts."""
         name = job.spec.reference_model
         reference = await self._store.get_reference(name) if name else None
         return reference, await self._store.counters(job.spec.name)
 
     async def reference(self, spec: JobSpec) -> ReferenceInfo | None:
-        """Finds the job's reference model, served now; None if the job names none.
+        """Find the job's reference model, served now; None if the job names none.
 
         Raises:
             ReferenceUnavailable: If no scorer announces it.
@@ -121,5 +121,5 @@ class JobRegistry:
         return own[:limit], unscoped(own[limit - 1].spec.name) if len(own) > limit else None
 
     async def delete(self, name: str) -> bool:
-        """Forgets a job and all that belongs to it; False if there was none."""
+        """Delete a job and all that belongs to it; False if there was none."""
         return await self._store.delete_job(name)

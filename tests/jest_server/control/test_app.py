@@ -9,7 +9,7 @@ import pytest
 
 from jest_server.domain.errors import StoreUnavailable
 from jest_server.domain.super_batches import SuperBatchRef
-from support.super_batches import REFERENCE, decision, letter, result_of, spec, submit, upload
+from support.super_batches import REFERENCE, dead_letter, decision, result_of, spec, submit, upload
 
 SPEC = {"name": "new", "reference_model": "ref", "policy": {"filter_ratio": "0.8", "num_chunks": 4}}
 
@@ -121,7 +121,7 @@ async def test_decisions_are_listed_without_positions_and_told_whole_one_by_one(
 
 async def dead(control, name="sb"):
     await submit(control.stores, "job", name)
-    await control.stores.decisions.dead_letter(letter("job", name))
+    await control.stores.decisions.dead_letter(dead_letter("job", name))
 
 
 async def test_dead_letters_are_listed_looked_at_and_dropped(client, control):
@@ -168,13 +168,13 @@ async def test_references_tell_which_version_new_super_batches_get(client, contr
 
 
 async def test_the_queue_tells_its_depth_age_and_lines(client, control):
-    assert (await client.get("/v1/queue")).json() == {"shards": 0, "oldest_age_s": 0.0, "lines": []}
+    assert (await client.get("/v1/queue")).json() == {"shards": 0, "oldest_age_s": 0.0, "queues": []}
     await submit(control.stores, "job")
     await upload(control.stores, "job", shards=3)
     (claim,) = await control.stores.queue.claim("c", REFERENCE, count=1, block_s=0)
     found = (await client.get("/v1/queue")).json()
     assert found["shards"] == 3
-    assert found["lines"] == [{"model": "ref", "version": "1", "waiting": {"job": 2}, "scoring": 1}]
+    assert found["queues"] == [{"model": "ref", "version": "1", "waiting": {"job": 2}, "scoring": 1}]
     await control.stores.queue.complete(claim, result_of(claim))
     assert (await client.get("/v1/queue")).json()["shards"] == 2
 

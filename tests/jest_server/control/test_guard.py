@@ -8,7 +8,7 @@ from jest_server.control.guard import MAX_BODY_BYTES
 from jest_server.runtime.security.rate import CallRates
 from jest_server.runtime.security.tokens import Tokens, add_token
 from jest_server.runtime.settings import ControlSettings
-from support.super_batches import letter, spec, submit
+from support.super_batches import dead_letter, spec, submit
 
 SPEC = {"name": "mine", "policy": {"scoring": "uniform", "sub_batch_size": 4, "num_chunks": 1}}
 
@@ -65,7 +65,7 @@ async def test_tenants_have_job_names_of_their_own(control, tokens):
 async def test_another_tenants_job_is_not_found_whatever_is_asked_of_it(control, tokens):
     await control.stores.jobs.create_job(spec("red~secret"), now_s=1.0)
     await submit(control.stores, "red~secret")
-    await control.stores.decisions.dead_letter(letter("red~secret"))
+    await control.stores.decisions.dead_letter(dead_letter("red~secret"))
     headers = bearer(tokens["blue"])
     async with control.client() as client:
         for name in ("secret", "nothing"):

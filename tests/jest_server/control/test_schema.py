@@ -18,7 +18,7 @@ from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.stores import open_redis_stores
 from jest_server.use_cases.jobs import JobRegistry
 from support.servers import queue_server_of
-from support.super_batches import REFERENCE, decision, letter, spec, submit
+from support.super_batches import REFERENCE, dead_letter, decision, spec, submit
 
 THOROUGH = settings(
     max_examples=60,
@@ -36,7 +36,7 @@ async def fill(url, prefix=""):
     for name in ("0-00000017", "decided", "dead"):
         await submit(stores, job, name)
     await stores.decisions.decide(decision(job, "0-00000017"), keep_s=3600)
-    await stores.decisions.dead_letter(letter(job, "dead"))
+    await stores.decisions.dead_letter(dead_letter(job, "dead"))
     await stores.connection.close()
 
 

@@ -84,5 +84,5 @@ async def test_reading_by_reference_has_a_span(bench, spans, source, status):
     found = spans()
     (read,) = found["scorer.read"]
     assert read.status == status
-    told = [(s.attributes["jest.reason"], s.attributes["jest.detail"]) for s in found.get("scorer.set_aside", [])]
+    told = [(s.attributes["jest.reason"], s.attributes["jest.detail"]) for s in found.get("scorer.dead_letter", [])]
     assert told == ([] if status == "unset" else [("SOURCE_BROKEN", "broken is no picture")])

@@ -132,7 +132,7 @@ async def test_a_passing_failure_is_tried_again(bench):
         ([ReferenceModelError("boom", retryable=True)] * 3, "INFERENCE_FAILED"),
     ],
 )
-async def test_a_shard_that_fails_while_the_model_works_is_set_aside_alone(bench, errors, reason):
+async def test_a_shard_that_fails_while_the_model_works_is_dead_lettered_alone(bench, errors, reason):
     async with bench.working(max_attempts=3, concurrent_shards=1):
         bench.model.errors = list(errors)
         bad = await bench.queue(["a"])
@@ -152,7 +152,7 @@ async def test_shards_for_another_version_are_left_to_who_serves_it(bench):
     assert await bench.stores.queue.depth() == 1
 
 
-async def test_a_shard_in_hand_whose_version_is_gone_is_set_aside(bench):
+async def test_a_shard_in_hand_whose_version_is_gone_is_dead_lettered(bench):
     bench.model.gate.clear()
     async with bench.working() as worker:
         super_batch_id = await bench.queue(["a"])
@@ -168,7 +168,7 @@ async def test_a_shard_in_hand_whose_version_is_gone_is_set_aside(bench):
     assert not bench.model.embedded
 
 
-async def test_features_that_cannot_be_read_are_set_aside(bench):
+async def test_features_that_cannot_be_read_are_dead_lettered(bench):
     async with bench.working():
         letter = await bench.dead(await bench.queue(["a"], features=b'{"tensors":[{"name":"x"}]}\n'))
     assert letter.reason == "FEATURES_UNREADABLE"
@@ -202,7 +202,7 @@ async def test_a_scorer_that_is_slow_but_alive_keeps_its_shard(bench):
         await bench.scored(super_batch_id)
 
 
-async def test_a_shard_that_outlives_too_many_scorers_is_set_aside(bench):
+async def test_a_shard_that_outlives_too_many_scorers_is_dead_lettered(bench):
     super_batch_id = await bench.queue(["a"])
     await bench.stores.queue.claim("dies-0", await bench.model.info(), count=1, block_s=1)
     for i in range(1, 3):

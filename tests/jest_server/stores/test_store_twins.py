@@ -18,9 +18,9 @@ from support.servers import QUEUE_KINDS, queue_server_of
 from support.super_batches import (
     REFERENCE,
     accounts,
+    dead_letter,
     decision,
     key_prefix,
-    letter,
     result_of,
     spec,
     submit,
@@ -140,7 +140,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(job=JOBS, super_batch=SUPER_BATCHES)
     def dead_letter(self, job, super_batch):
-        self.both(lambda stores: stores.decisions.dead_letter(letter(job, super_batch, at_s=self.now_s)))
+        self.both(lambda stores: stores.decisions.dead_letter(dead_letter(job, super_batch, at_s=self.now_s)))
 
     @rule(job=JOBS, super_batch=SUPER_BATCHES)
     def drop_dead_letter(self, job, super_batch):

@@ -161,7 +161,7 @@ class DecisionMaker:
         letter = DeadLetter.of(ref, reason="UNSELECTABLE", detail=detail, at_s=time.time())
         if await self._decisions.dead_letter(letter):
             self._metrics.dead_lettered(letter)
-        return DeadLettered(f"{ref} was set aside: {detail}", ref.metadata)
+        return DeadLettered(f"{ref} was dead-lettered: {detail}", ref.metadata)
 
     def _observe(self, decision: Decision, learnability: tuple[float, float] | None, *, record_s: float) -> None:
         self._metrics.decided(decision, {**decision.timings_s, "record": record_s}, learnability)

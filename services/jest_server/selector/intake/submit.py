@@ -110,7 +110,7 @@ class SubmitSuperBatch:
             )
         self._quotas.require_in_flight(result.status, spec, submission.metadata)
         if result.status is SubmitStatus.DEAD:
-            raise DeadLettered(f"super-batch {submission.super_batch_id!r} was set aside", submission.metadata)
+            raise DeadLettered(f"super-batch {submission.super_batch_id!r} was dead-lettered", submission.metadata)
 
     async def _decided(self, submission: Submission) -> Accepted:
         decision = await self._decisions.get_decision(submission.ref)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jest_server.domain.super_batches import Limits
     from jest_server.stores.memory.state import MemoryState
 
-LETTERS_KEPT = 1000
+DEAD_LETTERS_KEPT = 1000
 INPUTS_KEPT = 100
 
 
@@ -38,8 +38,8 @@ class MemoryDecisionLog(DecisionLog):
         if recorded is not None:
             return recorded
         state = self._state.jobs.get(ref.job)
-        if state is not None and super_batch_id in state.letters:
-            raise DeadLettered(f"{ref} was set aside", ref.metadata)
+        if state is not None and super_batch_id in state.dead_letters:
+            raise DeadLettered(f"{ref} was dead-lettered", ref.metadata)
         if state is None or super_batch_id not in state.in_flight:
             raise SuperBatchUnknown(f"{ref} is not in flight", ref.metadata)
         until = time.monotonic() + keep_s
@@ -82,12 +82,12 @@ class MemoryDecisionLog(DecisionLog):
     @override
     async def get_dead_letter(self, ref: SuperBatchRef) -> DeadLetter | None:
         state = self._state.jobs.get(ref.job)
-        return None if state is None else state.letters.get(ref.super_batch_id)
+        return None if state is None else state.dead_letters.get(ref.super_batch_id)
 
     @override
     async def list_dead_letters(self, job: str, *, limit: int) -> list[DeadLetter]:
         state = self._state.jobs.get(job)
-        letters = [] if state is None else list(state.letters.values())
+        letters = [] if state is None else list(state.dead_letters.values())
         return sorted(letters, key=lambda letter: (letter.at_s, letter.super_batch_id), reverse=True)[:limit]
 
     @override
@@ -96,22 +96,22 @@ class MemoryDecisionLog(DecisionLog):
         if state is None or letter.super_batch_id not in state.in_flight:
             return False
         state.add(dead_lettered=1, in_flight=-1)
-        state.letters[letter.super_batch_id] = letter
+        state.dead_letters[letter.super_batch_id] = letter
         state.kept_inputs[letter.super_batch_id] = state.in_flight[letter.super_batch_id]
         self._state.leave_flight(state, letter.super_batch_id)
         while len(state.kept_inputs) > INPUTS_KEPT:
-            del state.kept_inputs[state.oldest_letter(state.kept_inputs)]
-        while len(state.letters) > LETTERS_KEPT:
-            del state.letters[state.oldest_letter(state.letters)]
+            del state.kept_inputs[state.oldest_dead_letter(state.kept_inputs)]
+        while len(state.dead_letters) > DEAD_LETTERS_KEPT:
+            del state.dead_letters[state.oldest_dead_letter(state.dead_letters)]
         return True
 
     @override
     async def drop_dead_letter(self, ref: SuperBatchRef) -> bool:
         state, super_batch_id = self._state.jobs.get(ref.job), ref.super_batch_id
-        if state is None or super_batch_id not in state.letters:
+        if state is None or super_batch_id not in state.dead_letters:
             return False
         state.kept_inputs.pop(super_batch_id, None)
-        del state.letters[super_batch_id]
+        del state.dead_letters[super_batch_id]
         return True
 
     @override
@@ -119,7 +119,7 @@ class MemoryDecisionLog(DecisionLog):
         self, ref: SuperBatchRef, reference: ReferenceInfo | None, *, limits: Limits, ttl_s: float, now_s: float
     ) -> RequeueStatus:
         state, super_batch_id = self._state.jobs.get(ref.job), ref.super_batch_id
-        if state is None or super_batch_id not in state.letters:
+        if state is None or super_batch_id not in state.dead_letters:
             return RequeueStatus.NO_LETTER
         if super_batch_id not in state.kept_inputs:
             return RequeueStatus.FORGOTTEN
@@ -127,7 +127,7 @@ class MemoryDecisionLog(DecisionLog):
         if full is not None:
             return RequeueStatus(full)
         before = state.kept_inputs.pop(super_batch_id)
-        del state.letters[super_batch_id]
+        del state.dead_letters[super_batch_id]
         held = InFlight(reference, before.world_size, before.step, now_s, now_s + ttl_s)
         held.submissions = {
             rank: submission.model_copy(update={"reference": reference})

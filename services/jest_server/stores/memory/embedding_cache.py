@@ -1,4 +1,4 @@
-"""EmbeddingCache in this process's memory, bounded: the embeddings that were asked for longest ago go first."""
+"""EmbeddingCache in this process's memory, bounded: the least recently used embeddings go first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Key = tuple[str, str, str, str]
 
 
 class MemoryEmbeddingCache(EmbeddingCache):
-    """Reference embeddings in a dictionary of at most ``max_bytes`` of values."""
+    """Reference embeddings in a dictionary of at most `max_bytes` of values."""
 
     def __init__(
         self, *, max_bytes: int = DEFAULT_MAX_BYTES, precision: Precision = "float16", shared: bool = True
@@ -51,7 +51,7 @@ class MemoryEmbeddingCache(EmbeddingCache):
         for batch in chunked(keys, _BATCH):
             held = [self._touched(_key(reference, key)) for key in batch]
             found += decoded(self._codec, held, reference)
-            await asyncio.sleep(0)  # nobody else of this event loop should wait for all of them
+            await asyncio.sleep(0)  # other tasks of this event loop should not wait for all of them
         return found
 
     @override

@@ -1,4 +1,4 @@
-"""The queue of shards that wait for one version of a reference model, in this process's memory: see lua/turns.lua."""
+"""The shards that wait for one version of a reference model, in this process's memory: see lua/fair_queue.lua."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jest_server.domain.fair_queueing import StartTimeFairQueue
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Place = tuple[float, str, str]
-"""Deadline, name, and the store's own handle of a shard, in the order in which a job's shards are served."""
+Place = tuple[float, str]
+"""Deadline and name of a shard: a job's shards are served in this order."""
 
 
 class ModelQueue:

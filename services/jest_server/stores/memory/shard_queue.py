@@ -25,7 +25,6 @@ class MemoryShardQueue(ShardQueue):
 
     def __init__(self, state: MemoryState) -> None:
         self._state = state
-        self._turns = 0
 
     @override
     async def claim(self, consumer: str, reference: ReferenceInfo, *, count: int, block_s: float) -> list[Claim]:
@@ -36,35 +35,36 @@ class MemoryShardQueue(ShardQueue):
                     await self._state.shard_arrived.wait()
         except TimeoutError:
             return []
-        claims = [self._take(first[2], consumer)]
-        while len(claims) < count and (place := queue.take_first(self._weight_of)) is not None:
-            claims.append(self._take(place[2], consumer))
-        return claims
+        names = [first[1]]
+        while len(names) < count and (place := queue.take_first(self._weight_of)) is not None:
+            names.append(place[1])
+        return self._deliver(names, consumer)
 
     @override
     async def reclaim(self, consumer: str, reference: ReferenceInfo, *, idle_s: float, count: int) -> list[Claim]:
         idle_since = time.monotonic() - idle_s
         version = (reference.name, reference.version)
         idle = [
-            (queued.turn, token)
-            for token, queued in self._state.queued.items()
-            if queued.consumer is not None and queued.version == version and queued.touched_at <= idle_since
+            (queued.heartbeat_at, name)
+            for name, queued in self._state.queued.items()
+            if queued.consumer is not None and queued.version == version and queued.heartbeat_at <= idle_since
         ]
-        return [self._take(token, consumer) for _, token in sorted(idle)[:count]]
+        return self._deliver([name for _, name in sorted(idle)[:count]], consumer)
 
     @override
     async def heartbeat(self, consumer: str, claims: Sequence[Claim]) -> None:
+        now = time.monotonic()
         for queued in self._owned(consumer, claims):
-            queued.touched_at = time.monotonic()
+            queued.heartbeat_at = now
 
     @override
     async def complete(self, claim: Claim, result: ShardResult) -> None:
         shard = claim.shard
         held = self._state.in_flight(shard.ref)
-        token = None if held is None else held.tokens.pop(shard.shard_id, None)
-        if held is None or token is None:
+        if held is None or shard.name not in held.shards:
             return
-        self._state.dequeue(token)
+        held.shards.remove(shard.name)
+        self._state.dequeue(shard.name)
         held.results[shard.shard_id] = result
         self._state.publish(shard.ref)
 
@@ -98,15 +98,15 @@ class MemoryShardQueue(ShardQueue):
     def _weight_of(self, job: str) -> float:
         return self._state.jobs[job].job.spec.weight
 
-    def _take(self, token: str, consumer: str) -> Claim:
-        queued = self._state.queued[token]
-        if queued.consumer is None:
-            self._turns += 1
-            queued.turn = self._turns
-        queued.consumer, queued.touched_at = consumer, time.monotonic()
-        queued.deliveries += 1
-        return Claim(queued.shard, token, queued.deliveries, queued.queued_at_s)
+    def _deliver(self, names: Sequence[str], consumer: str) -> list[Claim]:
+        now, claims = time.monotonic(), []
+        for name in names:
+            queued = self._state.queued[name]
+            queued.consumer, queued.heartbeat_at = consumer, now
+            queued.deliveries += 1
+            claims.append(Claim(queued.shard, queued.deliveries, queued.queued_at_s))
+        return claims
 
     def _owned(self, consumer: str, claims: Sequence[Claim]) -> list[QueuedShard]:
-        held = (self._state.queued.get(claim.token) for claim in claims)
+        held = (self._state.queued.get(claim.shard.name) for claim in claims)
         return [queued for queued in held if queued is not None and queued.consumer == consumer]

@@ -40,11 +40,10 @@ class MemoryState(StoreConnection):
         self.jobs: dict[str, JobState] = {}
         self.references: dict[Version, AnnouncedVersion] = {}
         self.queued: dict[str, QueuedShard] = {}
-        """By token: shards that wait or are being scored."""
+        """By name: shards that wait or are being scored."""
         self.model_queues: dict[Version, ModelQueue] = {}
         self.shard_arrived = asyncio.Event()
         self.listeners: set[asyncio.Queue[SuperBatchEvent]] = set()
-        self._tokens = 0
 
     @override
     async def ping(self) -> None:
@@ -73,10 +72,8 @@ class MemoryState(StoreConnection):
 
     def enqueue(self, held: InFlight, shard: Shard) -> None:
         """Queue a new shard of a super-batch."""
-        self._tokens += 1
-        held.tokens[shard.shard_id] = token = str(self._tokens)
-        place = (held.deadline_s, f"{shard.super_batch_id}/{shard.shard_id}", token)
-        self.queued[token] = queued = QueuedShard(shard, time.time(), place)
+        held.shards.add(shard.name)
+        self.queued[shard.name] = queued = QueuedShard(shard, time.time(), held.deadline_s)
         self.put_back(queued)
 
     def put_back(self, queued: QueuedShard) -> None:
@@ -85,16 +82,16 @@ class MemoryState(StoreConnection):
         self.shard_arrived.set()  # wakes those that wait now ...
         self.shard_arrived.clear()  # ... and no later ones
 
-    def dequeue(self, token: str) -> None:
+    def dequeue(self, name: str) -> None:
         """Remove a shard from the queue, whether it waits or is being scored."""
-        queued = self.queued.pop(token)
+        queued = self.queued.pop(name)
         if queued.consumer is None:
             self.model_queue(queued.version).take_out(queued.shard.job, queued.place)
 
     def leave_flight(self, job: JobState, super_batch_id: str) -> None:
         """Take a super-batch out of flight with all that it held, and publish the event."""
-        for token in job.in_flight.pop(super_batch_id).tokens.values():
-            self.dequeue(token)
+        for name in job.in_flight.pop(super_batch_id).shards:
+            self.dequeue(name)
         self.publish(SuperBatchRef(job.job.spec.name, super_batch_id))
 
     def publish(self, ref: SuperBatchRef) -> None:
@@ -123,8 +120,8 @@ class InFlight:
     deadline_s: float
     submissions: dict[int, Submission] = field(default_factory=dict)
     uploads: dict[int, dict[str, tuple[int, ...]]] = field(default_factory=dict)
-    tokens: dict[str, str] = field(default_factory=dict)
-    """By shard id: the queue's handle of each shard to score."""
+    shards: set[str] = field(default_factory=set)
+    """Names of the shards to score."""
     results: dict[str, ShardResult] = field(default_factory=dict)
 
 
@@ -139,13 +136,13 @@ class JobState:
     """By super-batch id: the decision and its end."""
     ends: list[tuple[float, str]] = field(default_factory=list)
     """Heap of the decisions' ends."""
-    letters: dict[str, DeadLetter] = field(default_factory=dict)
+    dead_letters: dict[str, DeadLetter] = field(default_factory=dict)
     kept_inputs: dict[str, InFlight] = field(default_factory=dict)
     """By super-batch id: what was submitted of those that were dead-lettered."""
 
-    def oldest_letter(self, among: Iterable[str]) -> str:
-        """Return the super-batch of these whose dead letter was written first."""
-        return min(among, key=lambda name: (self.letters[name].at_s, name))
+    def oldest_dead_letter(self, among: Iterable[str]) -> str:
+        """Return the super-batch of these whose dead letter is the oldest."""
+        return min(among, key=lambda name: (self.dead_letters[name].at_s, name))
 
     def add(self, **increments: int) -> None:
         """Change the counters."""
@@ -178,14 +175,17 @@ class QueuedShard:
 
     shard: Shard
     queued_at_s: float
-    place: Place
+    deadline_s: float
     deliveries: int = 0
     consumer: str | None = None
-    touched_at: float = 0.0
-    turn: int = 0
-    """Number of the claim that took it; idle shards are reclaimed in this order."""
+    heartbeat_at: float = 0.0
 
     @property
     def version(self) -> Version:
         """For which version of which reference model it is."""
         return self.shard.reference_model, self.shard.reference_version
+
+    @property
+    def place(self) -> Place:
+        """Return its place in the order of its job's shards."""
+        return self.deadline_s, self.shard.name

@@ -37,7 +37,7 @@ class MemorySuperBatchStore(SuperBatchStore):
         job.expire_decisions()
         if submission.super_batch_id in job.decisions:
             return SubmitResult(SubmitStatus.DECIDED)
-        if submission.super_batch_id in job.letters:
+        if submission.super_batch_id in job.dead_letters:
             return SubmitResult(SubmitStatus.DEAD)
         held = job.in_flight.get(submission.super_batch_id)
         if held is None:
@@ -72,7 +72,7 @@ class MemorySuperBatchStore(SuperBatchStore):
             step=held.step,
             submissions=dict(held.submissions),
             uploads={rank: dict(uploads) for rank, uploads in held.uploads.items()},
-            pending_shards=len(held.tokens),
+            pending_shards=len(held.shards),
         )
 
     @override
@@ -114,9 +114,7 @@ class MemorySuperBatchStore(SuperBatchStore):
     @override
     async def bytes_held(self, job: str) -> Limits:
         queued = self._state.queued
-        return self._state.sums(
-            job, lambda held: sum(len(queued[token].shard.features) for token in held.tokens.values())
-        )
+        return self._state.sums(job, lambda held: sum(len(queued[name].shard.features) for name in held.shards))
 
     @override
     async def events(self) -> AsyncIterator[SuperBatchEvent]:

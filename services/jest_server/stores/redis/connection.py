@@ -1,15 +1,16 @@
 """How this server talks to Redis: time limits, retries, scripts, and one error for every way of not answering.
 
-A connection that broke is made anew and the command sent again, for all commands here may be repeated. One time limit
+A broken connection is replaced and the command sent again, since all commands here may be repeated. One time limit
 holds for all of it, waiting for a free connection and retries included.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from redis.asyncio.client import Pipeline
-    from redis.commands.core import AsyncScript
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
@@ -44,18 +44,20 @@ _NO_ANSWER = (
     exceptions.TryAgainError,
     OSError,
 )
+Argument: TypeAlias = "str | int | float | list[Any] | dict[str, Any]"
+"""Of a script: text, a number, or a list or mapping of these."""
 _REFUSALS = ("BUSY", "MISCONF", "NOREPLICAS")
 """Replies of a server that cannot serve at the moment, for which the client library has no class."""
 
 
 def connect(url: str) -> Redis:
-    """Returns a client that connects lazily. It sets no limit on answers: that is for `translate_redis_errors`.
+    """Return a client that connects lazily. It sets no limit on answers: that is for `translate_redis_errors`.
 
-    The library's own limit sends through ``asyncio.wait_for``, which up to Python 3.11 may swallow a cancellation
+    The library's own limit sends through `asyncio.wait_for`, which up to Python 3.11 may swallow a cancellation
     (python/cpython#86296): a task that should end would go on.
 
     Raises:
-        ValueError: If ``url`` is none; the message does not repeat it, for it may hold a password.
+        ValueError: If `url` is not a valid Redis URL; the message does not repeat it, since it may hold a password.
     """
     options: dict[str, Any] = {
         "max_connections": MAX_CONNECTIONS,
@@ -79,14 +81,31 @@ def connect(url: str) -> Redis:
     return Redis.from_pool(pool)
 
 
-def script(client: Redis, *names: str) -> AsyncScript:
-    """Loads ``lua/NAME.lua``; of several, the first define functions for the last."""
-    folder = resources.files(__package__).joinpath("lua")
-    return client.register_script("".join(folder.joinpath(f"{name}.lua").read_text() for name in names))
+class Script:
+    """`lua/NAME.lua` as a function of keys and named arguments; of several, the first define functions for the last.
+
+    The arguments are the JSON object in ARGV[1]. Its numbers are text, as commands take them: parsed as numbers, large
+    ones would be rounded. What is large or binary goes into `payload`, which is ARGV[2], as it is.
+    """
+
+    def __init__(self, client: Redis, *names: str) -> None:
+        folder = resources.files(__package__).joinpath("lua")
+        self._script = client.register_script("".join(folder.joinpath(f"{name}.lua").read_text() for name in names))
+
+    async def __call__(self, *keys: str, payload: bytes | str | None = None, **args: Argument) -> Any:
+        """Run the script on the server, which is sent its text if it does not have it."""
+        named = json.dumps(_as_text(args))
+        return await self._script(keys=keys, args=[named] if payload is None else [named, payload])
+
+
+def _as_text(value: Argument) -> str | list[Any] | dict[str, Any]:
+    if isinstance(value, dict):
+        return {name: _as_text(part) for name, part in value.items()}
+    return [_as_text(part) for part in value] if isinstance(value, list) else str(value)
 
 
 async def run(pipe: Pipeline) -> list[Any]:
-    """Sends what the pipeline holds; raises the first error as it came, without the command the library would quote."""
+    """Send what the pipeline holds; raises the first error as it came, without the command the library would quote."""
     answers = await pipe.execute(raise_on_error=False)
     for answer in answers:
         if isinstance(answer, Exception):
@@ -117,12 +136,12 @@ async def translate_redis_errors(what: str, *, blocking_s: float = 0.0) -> Async
 
 
 def text(value: Any) -> str:
-    """Decodes what Redis returns for a string."""
+    """Decode what Redis returns for a string."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def milliseconds(seconds: float) -> int:
-    """Returns the nearest lifetime that Redis accepts."""
+    """Return the nearest lifetime that Redis accepts."""
     return max(1, round(seconds * 1000))
 
 

@@ -9,12 +9,11 @@ from typing_extensions import override
 
 from jest_server.domain.ports import StoreConnection
 from jest_server.domain.storage import MemoryUse
-from jest_server.stores.redis.connection import connect, script, translate_redis_errors
+from jest_server.stores.redis.connection import Script, connect, translate_redis_errors
 from jest_server.stores.redis.keys import DEFAULT_PREFIX, Keys
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
-    from redis.commands.core import AsyncScript
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class RedisContext(StoreConnection):
         keys = Keys(prefix)
         return cls(connect(url), connect(url), keys)
 
-    def script(self, *names: str) -> AsyncScript:
-        """Load `lua/NAME.lua`; of several, the first define functions for the last."""
-        return script(self.client, *names)
+    def script(self, *names: str) -> Script:
+        """Return `lua/NAME.lua` as a function; of several, the first define functions for the last."""
+        return Script(self.client, *names)
 
     @override
     async def ping(self) -> None:

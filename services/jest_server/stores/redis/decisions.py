@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -13,7 +14,7 @@ from jest_server.domain.errors import DeadLettered, SuperBatchUnknown
 from jest_server.domain.ports import DecisionLog
 from jest_server.domain.super_batches import SuperBatchRef
 from jest_server.stores.redis.connection import milliseconds, run, text, translate_redis_errors
-from jest_server.stores.redis.keys import BACKSTOP_S, GROUP, line_of, ref_of
+from jest_server.stores.redis.keys import BACKSTOP_S, queue_of, ref_of
 from jest_server.stores.redis.references import REFERENCE, versions_of
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from jest_server.domain.super_batches import Limits
     from jest_server.stores.redis.context import RedisContext
 
-LETTERS_KEPT = 1000
-LETTERS_KEEP_S = 30 * 86400.0
-SET_ASIDE_KEPT = 100
-SET_ASIDE_KEEP_S = 86400.0
-"""Of how many of a job's dead letters, and for how long, it is kept what was submitted."""
+DEAD_LETTERS_KEPT = 1000
+DEAD_LETTERS_KEEP_S = 30 * 86400.0
+INPUTS_KEPT = 100
+INPUTS_KEEP_S = 86400.0
+"""Of how many of a job's dead letters, and for how long, the inputs are kept."""
 _SWEEP = 100
 
 
@@ -35,8 +36,8 @@ class RedisDecisionLog(DecisionLog):
     def __init__(self, context: RedisContext) -> None:
         self._context = context
         self._client, self._keys = context.client, context.keys
-        self._decide = context.script("turns", "usage", "let_go", "decide")
-        self._dead_letter = context.script("turns", "usage", "let_go", "dead_letter")
+        self._decide = context.script("fair_queue", "usage", "leave_flight", "decide")
+        self._dead_letter = context.script("fair_queue", "usage", "leave_flight", "dead_letter")
         self._requeue = context.script("usage", "requeue")
 
     @override
@@ -53,25 +54,19 @@ class RedisDecisionLog(DecisionLog):
         }
         async with translate_redis_errors("queue"):
             recorded = await self._decide(
-                keys=[
-                    self._keys.decision(ref),
-                    self._keys.decided(ref.job),
-                    self._keys.dead(ref.job),
-                    self._keys.counters(ref.job),
-                ],
-                args=[
-                    ref.job,
-                    ref.super_batch_id,
-                    decision.model_dump_json(),
-                    milliseconds(keep_s),
-                    GROUP,
-                    self._keys.prefix,
-                    keep_count,
-                    *(part for pair in increments.items() for part in pair),
-                ],
+                self._keys.prefix,
+                self._keys.decision(ref),
+                self._keys.decisions(ref.job),
+                self._keys.dead_letters(ref.job),
+                self._keys.counters(ref.job),
+                **ref.metadata,
+                keep_ms=milliseconds(keep_s),
+                keep_count=keep_count,
+                increments=increments,
+                payload=decision.model_dump_json(),
             )
         if recorded == b"dead":
-            raise DeadLettered(f"{ref} was set aside", ref.metadata)
+            raise DeadLettered(f"{ref} was dead-lettered", ref.metadata)
         if recorded == b"unknown":
             raise SuperBatchUnknown(f"{ref} is not in flight", ref.metadata)
         return Decision.model_validate_json(recorded)
@@ -85,7 +80,7 @@ class RedisDecisionLog(DecisionLog):
     @override
     async def list_decisions(self, job: str, *, before: str, limit: int) -> tuple[list[Decision], str]:
         async with translate_redis_errors("queue"):
-            indexed: Any = await self._client.zrange(self._keys.decided(job), 0, -1, desc=True, withscores=True)
+            indexed: Any = await self._client.zrange(self._keys.decisions(job), 0, -1, desc=True, withscores=True)
         found = sorted((_place(int(ends_ms), text(name)) for name, ends_ms in indexed), reverse=True)
         page = [place for place in found if not before or place < before][: limit + 1]
         names = [place.partition(":")[2] for place in page[:limit]]
@@ -99,50 +94,43 @@ class RedisDecisionLog(DecisionLog):
     @override
     async def get_dead_letter(self, ref: SuperBatchRef) -> DeadLetter | None:
         async with translate_redis_errors("queue"):
-            held = await self._client.hget(self._keys.dead(ref.job), ref.super_batch_id)
+            held = await self._client.hget(self._keys.dead_letters(ref.job), ref.super_batch_id)
         return None if held is None else DeadLetter.model_validate_json(held)
 
     @override
     async def list_dead_letters(self, job: str, *, limit: int) -> list[DeadLetter]:
         async with translate_redis_errors("queue"):
-            ids: Any = await self._client.zrevrange(self._keys.dead_order(job), 0, limit - 1) if limit else []
-            held = await self._client.hmget(self._keys.dead(job), ids) if ids else []
+            ids: Any = await self._client.zrevrange(self._keys.dead_letter_order(job), 0, limit - 1) if limit else []
+            held = await self._client.hmget(self._keys.dead_letters(job), ids) if ids else []
         return [DeadLetter.model_validate_json(letter) for letter in held if letter is not None]
 
     @override
     async def dead_letter(self, letter: DeadLetter) -> bool:
         ref = letter.ref
         async with translate_redis_errors("queue"):
-            return bool(
-                await self._dead_letter(
-                    keys=[
-                        self._keys.dead(ref.job),
-                        self._keys.dead_order(ref.job),
-                        self._keys.counters(ref.job),
-                        self._keys.super_batch(ref),
-                        self._keys.set_aside(ref),
-                    ],
-                    args=[
-                        ref.job,
-                        ref.super_batch_id,
-                        letter.model_dump_json(),
-                        letter.at_s,
-                        LETTERS_KEPT,
-                        milliseconds(LETTERS_KEEP_S),
-                        GROUP,
-                        self._keys.prefix,
-                        SET_ASIDE_KEPT,
-                        milliseconds(SET_ASIDE_KEEP_S),
-                    ],
-                )
+            written = await self._dead_letter(
+                self._keys.prefix,
+                self._keys.dead_letters(ref.job),
+                self._keys.dead_letter_order(ref.job),
+                self._keys.counters(ref.job),
+                self._keys.super_batch(ref),
+                self._keys.kept_inputs(ref),
+                **ref.metadata,
+                at_s=letter.at_s,
+                letters_kept=DEAD_LETTERS_KEPT,
+                letters_ms=milliseconds(DEAD_LETTERS_KEEP_S),
+                inputs_kept=INPUTS_KEPT,
+                inputs_ms=milliseconds(INPUTS_KEEP_S),
+                payload=letter.model_dump_json(),
             )
+        return bool(written)
 
     @override
     async def drop_dead_letter(self, ref: SuperBatchRef) -> bool:
         async with translate_redis_errors("queue"), self._client.pipeline(transaction=True) as pipe:
-            pipe.hdel(self._keys.dead(ref.job), ref.super_batch_id)
-            pipe.zrem(self._keys.dead_order(ref.job), ref.super_batch_id)
-            pipe.unlink(self._keys.set_aside(ref))
+            pipe.hdel(self._keys.dead_letters(ref.job), ref.super_batch_id)
+            pipe.zrem(self._keys.dead_letter_order(ref.job), ref.super_batch_id)
+            pipe.unlink(self._keys.kept_inputs(ref))
             return bool((await run(pipe))[0])
 
     @override
@@ -151,27 +139,20 @@ class RedisDecisionLog(DecisionLog):
     ) -> RequeueStatus:
         async with translate_redis_errors("queue"):
             status = await self._requeue(
-                keys=[
-                    self._keys.dead(ref.job),
-                    self._keys.dead_order(ref.job),
-                    self._keys.counters(ref.job),
-                    self._keys.super_batch(ref),
-                    self._keys.set_aside(ref),
-                    self._keys.in_flight,
-                    self._keys.usage,
-                ],
-                args=[
-                    ref.job,
-                    ref.super_batch_id,
-                    now_s,
-                    now_s + ttl_s,
-                    limits.job,
-                    limits.tenant,
-                    limits.server,
-                    milliseconds(ttl_s + BACKSTOP_S),
-                    REFERENCE.dump_json(reference),
-                    "" if reference is None else line_of(reference.name, reference.version),
-                ],
+                self._keys.dead_letters(ref.job),
+                self._keys.dead_letter_order(ref.job),
+                self._keys.counters(ref.job),
+                self._keys.super_batch(ref),
+                self._keys.kept_inputs(ref),
+                self._keys.in_flight,
+                self._keys.usage,
+                **ref.metadata,
+                reference=REFERENCE.dump_json(reference).decode(),
+                queue="" if reference is None else queue_of(reference.name, reference.version),
+                now_s=now_s,
+                deadline_s=now_s + ttl_s,
+                ttl_ms=milliseconds(ttl_s + BACKSTOP_S),
+                limits=asdict(limits),
             )
         return RequeueStatus(text(status))
 
@@ -188,34 +169,34 @@ class RedisDecisionLog(DecisionLog):
     @override
     async def dead_letter_unserved(self, *, grace_s: float, now_s: float) -> list[DeadLetter]:
         async with translate_redis_errors("queue"):
-            lines: Any = await self._client.hgetall(self._keys.lines)
+            queues: Any = await self._client.hgetall(self._keys.model_queues)
         letters = []
-        for line, held in lines.items():
-            meant = json.loads(held)
+        for queue, model in queues.items():
+            meant = json.loads(model)
             versions = await versions_of(self._context, meant["model"])
             own = [version for version in versions if version.info.version == meant["version"]]
             current = [version.info.version for version in versions if version.served]
             if not current or any(version.unserved_s < grace_s for version in own):
                 continue
-            for ref in await self._in_line(text(line)):
+            for ref in await self._queued_in(text(queue)):
                 letter = DeadLetter.unserved(ref, **meant, current=current, at_s=now_s)
                 if await self.dead_letter(letter):
                     letters.append(letter)
             if not own:
                 async with translate_redis_errors("queue"):
-                    await self._client.hdel(self._keys.lines, line)
+                    await self._client.hdel(self._keys.model_queues, queue)
         return letters
 
-    async def _in_line(self, line: str) -> set[SuperBatchRef]:
+    async def _queued_in(self, queue: str) -> set[SuperBatchRef]:
         """Return the super-batches with shards that wait in a model queue or are being scored."""
         async with translate_redis_errors("queue"):
-            jobs: Any = await self._client.zrange(self._keys.turns(line), 0, -1)
-            taken: Any = await self._client.xrange(self._keys.shards(line))
-        found = {SuperBatchRef(text(fields[b"job"]), text(fields[b"id"])) for _, fields in taken}
+            jobs: Any = await self._client.zrange(self._keys.waiting_jobs(queue), 0, -1)
+            claimed: Any = await self._client.zrange(self._keys.heartbeats(queue), 0, -1)
+        found = {ref_of(text(shard)) for shard in claimed}
         for job in map(text, jobs):
             async with translate_redis_errors("queue"):
-                shards: Any = await self._client.zrange(self._keys.waiting(line, job), 0, -1)
-            found |= {ref_of(f"{job}/{text(shard)}") for shard in shards}
+                waiting: Any = await self._client.zrange(self._keys.waiting(queue, job), 0, -1)
+            found |= {ref_of(f"{job}/{text(shard)}") for shard in waiting}
         return found
 
     async def _overdue(self, now_s: float) -> list[SuperBatchRef]:

@@ -1,9 +1,9 @@
 """EmbeddingCache on Redis: one string per example, in a key space per model, version and preprocessing.
 
 Key `jest:e:SPACE:EXAMPLE`, both parts BLAKE2b digests: of model name, version, preprocessing id and, unless it is
-float16, precision (8 bytes), and of the example key (16 bytes). Value: see ``embedding_codec``. Lives until evicted,
-or for ``ttl_s``. Key `jest:l:SPACE:EXAMPLE`: who computes this value at the moment. Lives until given back, some
-seconds at most unless renewed.
+float16, precision (8 bytes), and of the example key (16 bytes). Value: see `embedding_codec`. Lives until evicted,
+or for `ttl_s`. Key `jest:l:SPACE:EXAMPLE`: the owner of the lease to compute this value. Lives until released,
+some seconds at most unless renewed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jest_server.domain.chunked import chunked
 from jest_server.domain.embedding_codec import CODECS, decoded
 from jest_server.domain.ports import EmbeddingCache
 from jest_server.domain.storage import CacheStats, Lease
-from jest_server.stores.redis.connection import connect, milliseconds, run, script, translate_redis_errors
+from jest_server.stores.redis.connection import Script, connect, milliseconds, run, translate_redis_errors
 from jest_server.stores.tenant_cache import for_job
 
 if TYPE_CHECKING:
@@ -42,20 +42,20 @@ class RedisEmbeddingCache(EmbeddingCache):
         self._shared = shared
         self._codec = CODECS[precision]
         self._ttl_ms = None if ttl_s is None else milliseconds(ttl_s)
-        self._take = script(client, "take")
-        self._renew = script(client, "renew")
-        self._release_leases = script(client, "release_leases")
+        self._take = Script(client, "take")
+        self._renew = Script(client, "renew")
+        self._release_leases = Script(client, "release_leases")
 
     @classmethod
     def from_url(
         cls, url: str, *, ttl_s: float | None = None, precision: Precision = "float16", shared: bool = True
     ) -> RedisEmbeddingCache:
-        """Connects lazily; ``shared`` tells whether tenants share what they put there."""
+        """Connect lazily; `shared` tells whether tenants share what they put there."""
         return cls(connect(url), ttl_s=ttl_s, precision=precision, shared=shared)
 
     @classmethod
     def from_settings(cls, settings: ProcessSettings) -> RedisEmbeddingCache:
-        """Connects lazily to the cache that every process of a deployment shares."""
+        """Connect lazily to the cache that every process of a deployment shares."""
         return cls.from_url(settings.cache_url, precision=settings.cache_precision, shared=settings.share_cache)
 
     @override
@@ -97,7 +97,7 @@ class RedisEmbeddingCache(EmbeddingCache):
         for batch in chunked(keys, _BATCH):
             names = [*(_key(space, key) for key in batch), *(_lease(space, key) for key in batch)]
             async with translate_redis_errors("cache"):
-                answers: list[Any] = await self._take(keys=names, args=[owner, milliseconds(ttl_s), size])
+                answers: list[Any] = await self._take(*names, owner=owner, ttl_ms=milliseconds(ttl_s), value_bytes=size)
             held = [answer if isinstance(answer, bytes) else None for answer in answers]
             found = decoded(self._codec, held, reference)
             taken += [Lease(a) if value is None else value for a, value in zip(answers, found, strict=True)]
@@ -108,14 +108,14 @@ class RedisEmbeddingCache(EmbeddingCache):
         space = self._space(reference)
         for batch in chunked(keys, _BATCH):
             async with translate_redis_errors("cache"):
-                await self._renew(keys=[_lease(space, key) for key in batch], args=[owner, milliseconds(ttl_s)])
+                await self._renew(*(_lease(space, key) for key in batch), owner=owner, ttl_ms=milliseconds(ttl_s))
 
     @override
     async def release_leases(self, reference: ReferenceInfo, keys: Sequence[str], *, owner: str) -> None:
         space = self._space(reference)
         for batch in chunked(keys, _BATCH):
             async with translate_redis_errors("cache"):
-                await self._release_leases(keys=[_lease(space, key) for key in batch], args=[owner])
+                await self._release_leases(*(_lease(space, key) for key in batch), owner=owner)
 
     @override
     async def stats(self) -> CacheStats:
@@ -143,7 +143,7 @@ class RedisEmbeddingCache(EmbeddingCache):
         await self._client.aclose()
 
     async def _set(self, space: str, encoded: Mapping[str, bytes], *, if_absent: bool) -> list[bytes | None]:
-        """Sets values, or only those that are not there; returns what was there before."""
+        """Set values, or only those that are not there; returns what was there before."""
         async with translate_redis_errors("cache"), self._client.pipeline(transaction=False) as pipe:
             for key, value in encoded.items():
                 pipe.set(_key(space, key), value, px=self._ttl_ms, nx=if_absent, get=True)

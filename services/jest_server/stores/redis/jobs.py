@@ -1,4 +1,4 @@
-"""Jobs, their accounts, and the reference models that scorers serve, in Redis."""
+"""Jobs, their counters, and the reference models that scorers announce, in Redis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from jest_server.domain.jobs import Counters, Job, JobSpec
 from jest_server.domain.ports import JobStore
 from jest_server.domain.references import Announced, ReferenceInfo
 from jest_server.stores.redis.connection import milliseconds, text, translate_redis_errors
-from jest_server.stores.redis.keys import GROUP
 from jest_server.stores.redis.references import versions_of
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 VERSION_KEPT_S = 86400.0
 """How long a version of a reference model is remembered that is not served any more."""
 DELETE_BATCH = 5000
-"""Decisions that one step of a job's deletion forgets."""
+"""Decisions that one step of a job's deletion deletes."""
 
 
 class RedisJobStore(JobStore):
@@ -29,7 +28,7 @@ class RedisJobStore(JobStore):
         self._context = context
         self._client, self._keys = context.client, context.keys
         self._create_job = context.script("create_job")
-        self._delete_job = context.script("turns", "usage", "let_go", "delete_job")
+        self._delete_job = context.script("fair_queue", "usage", "leave_flight", "delete_job")
         self._announce = context.script("announce")
 
     @override
@@ -37,7 +36,7 @@ class RedisJobStore(JobStore):
         job = Job(spec=spec, created_at_s=now_s)
         async with translate_redis_errors("queue"):
             created, held = await self._create_job(
-                keys=[self._keys.jobs, self._keys.weights], args=[spec.name, job.model_dump_json(), spec.weight]
+                self._keys.jobs, self._keys.weights, name=spec.name, weight=spec.weight, payload=job.model_dump_json()
             )
         return Job.model_validate_json(held), bool(created)
 
@@ -57,21 +56,21 @@ class RedisJobStore(JobStore):
 
     @override
     async def delete_job(self, name: str) -> bool:
-        status = "more"
+        status, keys = "more", self._keys
         while status == "more":
             async with translate_redis_errors("queue"):
                 answer = await self._delete_job(
-                    keys=[
-                        self._keys.jobs,
-                        self._keys.counters(name),
-                        self._keys.dead(name),
-                        self._keys.dead_order(name),
-                        self._keys.decided(name),
-                        self._keys.in_flight,
-                        self._keys.weights,
-                        self._keys.lines,
-                    ],
-                    args=[name, DELETE_BATCH, GROUP, self._keys.prefix],
+                    keys.prefix,
+                    keys.jobs,
+                    keys.counters(name),
+                    keys.dead_letters(name),
+                    keys.dead_letter_order(name),
+                    keys.decisions(name),
+                    keys.in_flight,
+                    keys.weights,
+                    keys.model_queues,
+                    job=name,
+                    batch=DELETE_BATCH,
                 )
             status = text(answer)
         return status == "deleted"
@@ -86,14 +85,13 @@ class RedisJobStore(JobStore):
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
         async with translate_redis_errors("queue"):
             await self._announce(
-                keys=[self._keys.reference(info.name), self._keys.models],
-                args=[
-                    info.version,
-                    info.model_dump_json(),
-                    milliseconds(ttl_s),
-                    milliseconds(VERSION_KEPT_S),
-                    info.name,
-                ],
+                self._keys.reference(info.name),
+                self._keys.models,
+                model=info.name,
+                version=info.version,
+                ttl_ms=milliseconds(ttl_s),
+                kept_ms=milliseconds(VERSION_KEPT_S),
+                payload=info.model_dump_json(),
             )
 
     @override

@@ -1,31 +1,35 @@
 """Every key of the queue's Redis: its type, its meaning and how long it lives.
 
 All keys share one hash tag, so that a Redis Cluster keeps them in one slot and the scripts may touch several of them.
-LINE is a digest that names a version of a reference model.
-"Backstop" is a time to live far beyond the super-batch's own: nothing is ever left for good, whatever dies when.
+QUEUE is a digest that names a version of a reference model.
+"Backstop" is a time to live far beyond the super-batch's own: nothing is left for good, whichever process dies when.
 
 | key | type | meaning | lives |
 |---|---|---|---|
 | {jest}:jobs | hash | job name -> Job (JSON) | until deleted |
 | {jest}:weights | hash | job name -> its weight | until deleted |
-| {jest}:counters:JOB | hash | the job's accounts, one field each | until deleted |
+| {jest}:counters:JOB | hash | the job's counters, one field each | until deleted |
 | {jest}:in_flight | zset | JOB/ID by deadline (s): exactly the super-batches in flight | until empty |
 | {jest}:usage | hash | super-batches in flight and bytes of features, see usage.lua | an entry until it is 0 |
-| {jest}:super_batch:JOB/ID | hash | submissions, uploads, state of each shard to score | until decided; backstop |
+| {jest}:super_batch:JOB/ID | hash | see below | until decided; backstop |
 | {jest}:features:JOB/ID/SHARD | string | what a scorer embeds: keys and input tensors | until scored; backstop |
 | {jest}:results:JOB/ID | hash | shard id -> embeddings | until decided; backstop |
 | {jest}:decision:JOB/ID | string | Decision (JSON) | as long as asked for |
-| {jest}:decided:JOB | zset | ids of the job's decisions by their end (ms) | as long as the last of them |
-| {jest}:dead:JOB | hash | super-batch id -> DeadLetter (JSON), the newest 1,000 | 30 days after the last |
-| {jest}:dead_order:JOB | zset | super-batch ids by time (s) | with the letters |
-| {jest}:set_aside:JOB/ID | hash | what was submitted of a dead-lettered super-batch, of the newest 100 | a day |
+| {jest}:decisions:JOB | zset | ids of the job's decisions by their end (ms) | as long as the last of them |
+| {jest}:dead_letters:JOB | hash | super-batch id -> DeadLetter (JSON), the newest 1,000 | 30 days after the last |
+| {jest}:dead_letter_order:JOB | zset | super-batch ids by time (s) | with the dead letters |
+| {jest}:kept_inputs:JOB/ID | hash | what was submitted of a dead-lettered super-batch, of the newest 100 | a day |
 | {jest}:models | set | names of reference models that were announced | until all their versions are forgotten |
 | {jest}:reference:MODEL | hash | version -> ReferenceInfo as announced, since when, until when (JSON) | a day |
-| {jest}:queued | zset | JOB/ID/SHARD by time of queueing (ms): shards queued or being scored | until empty |
-| {jest}:lines | hash | LINE -> model and version (JSON) | an entry while the model's versions are remembered |
-| {jest}:shards:LINE | stream | shards being scored; group "scorers" | an entry until scored or decided |
-| {jest}:turns:LINE, past_turns:, now:, waiting:, bell: | see turns.lua | shards that wait, whose turn | until empty |
-| {jest}:news | stream | what was scored or left flight, about the newest 4,096 | capped |
+| {jest}:queued | zset | JOB/ID/SHARD by time of queueing (ms): shards waiting or being scored | until empty |
+| {jest}:model_queues | hash | QUEUE -> model and version (JSON) | an entry while the model's versions are remembered |
+| {jest}:heartbeats:QUEUE | zset | JOB/ID/SHARD by last heartbeat (µs): exactly the shards being scored | until empty |
+| {jest}:waiting_jobs:QUEUE, idle_jobs:, virtual_time:, waiting:, wakeup: | see fair_queue.lua | shards | until empty |
+| {jest}:events | stream | what was scored or left flight, about the newest 4,096 | capped |
+
+Fields of a super-batch: world_size, reference (JSON), created_at (s), step, queue; of each rank digest:RANK,
+rank:RANK (Submission, JSON), rows:RANK, upload:RANK:DIGEST (positions, JSON); of each shard to score shard:SHARD (how
+often it was delivered) and, while it is being scored, claimed_by:SHARD (consumer).
 """
 
 from __future__ import annotations
@@ -37,7 +41,6 @@ from hashlib import blake2b
 from jest_server.domain.super_batches import SuperBatchRef
 
 DEFAULT_PREFIX = "{jest}:"
-GROUP = "scorers"
 BACKSTOP_S = 3600.0
 """How much longer than its super-batch anything may live."""
 _HASH_TAG = re.compile(r"\{[^{}]+\}")
@@ -84,73 +87,73 @@ class Keys:
 
     @property
     def queued(self) -> str:
-        """Shards of all lines, queued or being scored."""
+        """Shards of all model queues, waiting or being scored."""
         return f"{self.prefix}queued"
 
     @property
-    def lines(self) -> str:
-        """What each line is for."""
-        return f"{self.prefix}lines"
+    def model_queues(self) -> str:
+        """What each model queue is for."""
+        return f"{self.prefix}model_queues"
 
     @property
-    def news(self) -> str:
-        """Stream of news."""
-        return f"{self.prefix}news"
+    def events(self) -> str:
+        """Stream of events."""
+        return f"{self.prefix}events"
 
-    def shards(self, line: str) -> str:
-        """Stream of a line's shards that are being scored."""
-        return f"{self.prefix}shards:{line}"
+    def heartbeats(self, queue: str) -> str:
+        """Shards of a model queue that are being scored."""
+        return f"{self.prefix}heartbeats:{queue}"
 
-    def turns(self, line: str) -> str:
-        """Jobs with shards that wait in a line."""
-        return f"{self.prefix}turns:{line}"
+    def waiting_jobs(self, queue: str) -> str:
+        """Jobs with waiting shards in a model queue."""
+        return f"{self.prefix}waiting_jobs:{queue}"
 
-    def waiting(self, line: str, job: str) -> str:
-        """A job's shards that wait in a line."""
-        return f"{self.prefix}waiting:{line}:{job}"
+    def waiting(self, queue: str, job: str) -> str:
+        """A job's waiting shards in a model queue."""
+        return f"{self.prefix}waiting:{queue}:{job}"
 
-    def bell(self, line: str) -> str:
-        """What rings when a shard comes into a line."""
-        return f"{self.prefix}bell:{line}"
+    def wakeup(self, queue: str) -> str:
+        """What scorers wait on for a shard to arrive in a model queue."""
+        return f"{self.prefix}wakeup:{queue}"
 
     def counters(self, job: str) -> str:
-        """Key of a job's accounts."""
+        """A job's counters."""
         return f"{self.prefix}counters:{job}"
 
     def super_batch(self, ref: SuperBatchRef) -> str:
-        """Key of a super-batch in flight."""
+        """A super-batch in flight."""
         return f"{self.prefix}super_batch:{member(ref)}"
 
     def features(self, ref: SuperBatchRef, shard_id: str) -> str:
-        """Key of a shard's features."""
+        """A shard's features."""
         return f"{self.prefix}features:{member(ref)}/{shard_id}"
 
     def results(self, ref: SuperBatchRef) -> str:
-        """Key of a super-batch's shard results."""
+        """A super-batch's shard results."""
         return f"{self.prefix}results:{member(ref)}"
 
     def decision(self, ref: SuperBatchRef) -> str:
-        """Key of a recorded decision."""
+        """A recorded decision."""
         return f"{self.prefix}decision:{member(ref)}"
 
-    def decided(self, job: str) -> str:
-        """Key of the index of a job's decisions."""
-        return f"{self.prefix}decided:{job}"
+    def decisions(self, job: str) -> str:
+        """Index of a job's decisions."""
+        return f"{self.prefix}decisions:{job}"
 
-    def dead(self, job: str) -> str:
-        """Key of a job's dead letters."""
-        return f"{self.prefix}dead:{job}"
+    def dead_letters(self, job: str) -> str:
+        """A job's dead letters."""
+        return f"{self.prefix}dead_letters:{job}"
 
-    def dead_order(self, job: str) -> str:
-        """Key of the order of a job's dead letters."""
-        return f"{self.prefix}dead_order:{job}"
+    def dead_letter_order(self, job: str) -> str:
+        """Order of a job's dead letters."""
+        return f"{self.prefix}dead_letter_order:{job}"
 
-    def set_aside(self, ref: SuperBatchRef) -> str:
-        """Key of what was submitted of a dead-lettered super-batch."""
-        return f"{self.prefix}set_aside:{member(ref)}"
+    def kept_inputs(self, ref: SuperBatchRef) -> str:
+        """What was submitted of a dead-lettered super-batch."""
+        return f"{self.prefix}kept_inputs:{member(ref)}"
 
     def reference(self, model: str) -> str:
-        """Key of what a reference model's scorers announced, by version."""
+        """What a reference model's scorers announced, by version."""
         return f"{self.prefix}reference:{model}"
 
 
@@ -165,6 +168,6 @@ def ref_of(member: str) -> SuperBatchRef:
     return SuperBatchRef(job, super_batch_id)
 
 
-def line_of(model: str, version: str) -> str:
-    """Names the line in which shards wait for a version of a reference model."""
+def queue_of(model: str, version: str) -> str:
+    """Name the model queue in which shards wait for a version of a reference model."""
     return blake2b(f"{model}\0{version}".encode(), digest_size=8).hexdigest()

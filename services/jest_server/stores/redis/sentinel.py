@@ -2,8 +2,8 @@
 
     redis+sentinel://[user:password@]host:port[,host:port...]/NAME[/db][?options]
 
-NAME is what the Sentinels call the primary; ``rediss+sentinel`` speaks TLS to it and to them. Options are those of
-plain URLs, and ``sentinel_username`` and ``sentinel_password``, for the Sentinels themselves.
+NAME is what the Sentinels call the primary; `rediss+sentinel` speaks TLS to it and to them. Options are those of
+plain URLs, and `sentinel_username` and `sentinel_password`, for the Sentinels themselves.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """Connections to the present primary; callers wait for a free one, as in the pool of a single server."""
 
     async def aclose(self) -> None:
-        """Closes these connections, and those to the Sentinels."""
+        """Close these connections, and those to the Sentinels."""
         await super().aclose()
         for sentinel in self.sentinel_manager.sentinels:
             await sentinel.aclose()
 
 
 def sentinel_pool(url: str, *, connect_timeout_s: float, answer_timeout_s: float, **options: Any) -> SentinelPool:
-    """Returns a pool that connects lazily.
+    """Return a pool that connects lazily.
 
     Args:
         url: As in the module's description.
@@ -47,7 +47,7 @@ def sentinel_pool(url: str, *, connect_timeout_s: float, answer_timeout_s: float
         options: Of the pool and of its connections to the primary.
 
     Raises:
-        ValueError: If ``url`` is none; the message does not repeat it.
+        ValueError: If `url` is not a valid Redis URL; the message does not repeat it.
     """
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
@@ -63,7 +63,7 @@ def sentinel_pool(url: str, *, connect_timeout_s: float, answer_timeout_s: float
     encrypted = primary.pop("connection_class", None) is SSLConnection
     sentinel_options: dict[str, Any] = {key: value for key, value in primary.items() if key.startswith(_OF_TLS)}
     sentinel_options |= {key: value for key, value in own.items() if value is not None}
-    # One that is away is not asked again and again, as redis-py would for seconds: the next one knows as much.
+    # A Sentinel that is down is not retried for seconds, as redis-py would: the next one knows as much.
     sentinel_options["retry"] = Retry(NoBackoff(), 0)
     sentinels = Sentinel(  # type: ignore[no-untyped-call]
         addresses,

@@ -1,14 +1,13 @@
 """The queue of shards between selectors and scorers: one model queue for each version of a reference model.
 
-Waiting shards are ordered by turns.lua; those being scored are in a stream with a consumer group. No locks: an entry
-belongs to the consumer that claimed it, and Redis hands it to another only if it was idle for long enough.
+Waiting shards are ordered by fair_queue.lua; those being scored are in a sorted set by their last heartbeat. No locks:
+a shard belongs to the consumer that claimed it, and another may reclaim it only if it was idle for long enough.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -16,12 +15,12 @@ from typing_extensions import override
 from jest_server.domain.ports import ShardQueue
 from jest_server.domain.shards import Claim, QueueState, Shard
 from jest_server.domain.super_batches import SuperBatchRef
-from jest_server.stores.redis.connection import milliseconds, run, text, translate_redis_errors
-from jest_server.stores.redis.keys import GROUP, line_of
+from jest_server.stores.redis.connection import run, text, translate_redis_errors
+from jest_server.stores.redis.keys import queue_of
 from jest_server.stores.redis.shard_codec import pack_result, unpack_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.shards import ShardResult
@@ -31,126 +30,105 @@ BLOCK_S = 2.0
 """Longest single blocking read: a silent server is noticed so much later than by other commands."""
 SHORTEST_BLOCK_S = 0.001
 """0 would block without limit."""
-CONSUMER_FORGOTTEN_S = 86400.0
-"""A consumer without claims that was idle for so long is removed from the group."""
 
 
 class RedisShardQueue(ShardQueue):
-    """Model queues on sorted sets, a list that wakes waiting scorers, and a stream of what is being scored."""
+    """Model queues on sorted sets, a list that wakes waiting scorers, and a sorted set of heartbeats."""
 
     def __init__(self, context: RedisContext) -> None:
         self._client, self._blocking, self._keys = context.client, context.blocking, context.keys
-        self._claim = context.script("turns", "claim")
-        self._complete = context.script("turns", "usage", "complete")
-        self._heartbeat = context.script("held", "keep")
-        self._reclaim = context.script("reclaim")
-        self._release = context.script("held", "turns", "release")
+        self._claim = context.script("fair_queue", "claims", "claim")
+        self._reclaim = context.script("claims", "reclaim")
+        self._heartbeat = context.script("claims", "heartbeat")
+        self._release = context.script("fair_queue", "claims", "release")
+        self._complete = context.script("fair_queue", "usage", "complete")
 
     @override
     async def claim(self, consumer: str, reference: ReferenceInfo, *, count: int, block_s: float) -> list[Claim]:
-        line = line_of(reference.name, reference.version)
+        queue = queue_of(reference.name, reference.version)
+        keys = (self._keys.prefix, self._keys.heartbeats(queue), self._keys.weights)
         give_up_at = time.monotonic() + block_s
         while True:
-            claims = await self._take(consumer, line, count)
+            async with translate_redis_errors("queue"):
+                claimed: Any = await self._claim(*keys, queue=queue, consumer=consumer, count=count)
             left_s = give_up_at - time.monotonic()
-            if claims or left_s <= 0:
-                return claims
-            # A wakeup may be for a shard that another consumer takes, and there is none for a shard from before.
+            if claimed or left_s <= 0:
+                return [_claim_of(*record) for record in claimed]
+            # A wakeup may be for a shard that another consumer claims, and there is none for a shard from before.
             block = min(left_s, BLOCK_S)
             async with translate_redis_errors("queue", blocking_s=block):
-                await self._blocking.blpop([self._keys.bell(line)], timeout=max(block, SHORTEST_BLOCK_S))
+                await self._blocking.blpop([self._keys.wakeup(queue)], timeout=max(block, SHORTEST_BLOCK_S))
 
     @override
     async def reclaim(self, consumer: str, reference: ReferenceInfo, *, idle_s: float, count: int) -> list[Claim]:
-        forget_ms = milliseconds(CONSUMER_FORGOTTEN_S)
-        stream = self._keys.shards(line_of(reference.name, reference.version))
+        keys = (self._keys.prefix, self._keys.heartbeats(queue_of(reference.name, reference.version)))
         async with translate_redis_errors("queue"):
-            taken: Any = await self._reclaim(
-                keys=[stream], args=[GROUP, consumer, round(idle_s * 1000), count, forget_ms]
-            )
-        entries = []
-        for token, times, flat in taken:
-            fields = {text(name): text(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
-            entries.append(_Entry(text(token), int(fields["earlier"]) + int(times), fields))
-        return await self._claims(stream, entries)
+            claimed: Any = await self._reclaim(*keys, consumer=consumer, idle_us=round(idle_s * 1e6), count=count)
+        return [_claim_of(*record) for record in claimed]
 
     @override
     async def heartbeat(self, consumer: str, claims: Sequence[Claim]) -> None:
-        tokens: dict[str, list[str]] = {}
+        shards: dict[str, list[Shard]] = {}
         for claim in claims:
-            tokens.setdefault(_line(claim.shard), []).append(claim.token)
-        for line, held in tokens.items():
+            shards.setdefault(_queue_of(claim.shard), []).append(claim.shard)
+        for queue, held in shards.items():
+            keys = [self._keys.super_batch(shard.ref) for shard in held]
+            names = [{"member": shard.name, "shard_id": shard.shard_id} for shard in held]
             async with translate_redis_errors("queue"):
-                await self._heartbeat(keys=[self._keys.shards(line)], args=[GROUP, consumer, *held])
+                await self._heartbeat(self._keys.heartbeats(queue), *keys, consumer=consumer, claims=names)
 
     @override
     async def complete(self, claim: Claim, result: ShardResult) -> None:
-        shard, ref = claim.shard, claim.shard.ref
+        shard, queue = claim.shard, _queue_of(claim.shard)
         async with translate_redis_errors("queue"):
             await self._complete(
-                keys=[
-                    self._keys.shards(_line(shard)),
-                    self._keys.super_batch(ref),
-                    self._keys.results(ref),
-                    self._keys.features(ref, shard.shard_id),
-                    self._keys.news,
-                    self._keys.queued,
-                    self._keys.usage,
-                ],
-                args=[
-                    GROUP,
-                    claim.token,
-                    shard.shard_id,
-                    pack_result(result),
-                    ref.job,
-                    ref.super_batch_id,
-                    self._keys.prefix,
-                    _line(shard),
-                ],
+                self._keys.prefix,
+                self._keys.heartbeats(queue),
+                self._keys.super_batch(shard.ref),
+                self._keys.results(shard.ref),
+                self._keys.features(shard.ref, shard.shard_id),
+                self._keys.events,
+                self._keys.queued,
+                self._keys.usage,
+                queue=queue,
+                **shard.ref.metadata,
+                shard_id=shard.shard_id,
+                payload=pack_result(result),
             )
 
     @override
     async def release(self, consumer: str, claims: Sequence[Claim]) -> None:
-        for claim in claims:
-            shard, ref = claim.shard, claim.shard.ref
+        for shard in (claim.shard for claim in claims):
+            queue = _queue_of(shard)
             async with translate_redis_errors("queue"):
                 await self._release(
-                    keys=[
-                        self._keys.shards(_line(shard)),
-                        self._keys.super_batch(ref),
-                        self._keys.in_flight,
-                        self._keys.queued,
-                    ],
-                    args=[
-                        GROUP,
-                        consumer,
-                        claim.token,
-                        claim.deliveries - 1,
-                        ref.job,
-                        ref.super_batch_id,
-                        shard.shard_id,
-                        self._keys.prefix,
-                        _line(shard),
-                    ],
+                    self._keys.prefix,
+                    self._keys.heartbeats(queue),
+                    self._keys.super_batch(shard.ref),
+                    self._keys.in_flight,
+                    queue=queue,
+                    consumer=consumer,
+                    **shard.ref.metadata,
+                    shard_id=shard.shard_id,
                 )
 
     @override
     async def queue_states(self) -> list[QueueState]:
         async with translate_redis_errors("queue"):
-            lines: Any = await self._client.hgetall(self._keys.lines)
-        found = []
-        for line, held in sorted((text(line), json.loads(held)) for line, held in lines.items()):
+            queues: Any = await self._client.hgetall(self._keys.model_queues)
+        states = []
+        for queue, model in ((text(queue), json.loads(model)) for queue, model in queues.items()):
             async with translate_redis_errors("queue"):
-                jobs = [text(job) for job in await self._client.zrange(self._keys.turns(line), 0, -1)]
+                jobs = [text(job) for job in await self._client.zrange(self._keys.waiting_jobs(queue), 0, -1)]
             async with translate_redis_errors("queue"), self._client.pipeline(transaction=False) as pipe:
-                pipe.xlen(self._keys.shards(line))
+                pipe.zcard(self._keys.heartbeats(queue))
                 for job in jobs:
-                    pipe.zcard(self._keys.waiting(line, job))
+                    pipe.zcard(self._keys.waiting(queue, job))
                 scoring, *waiting = await run(pipe)
             counts = {job: count for job, count in zip(jobs, waiting, strict=True) if count}
             if counts or scoring:
-                found.append(QueueState(**held, waiting=counts, scoring=scoring))
-        return sorted(found, key=lambda state: (state.model, state.version))
+                states.append(QueueState(**model, waiting=counts, scoring=scoring))
+        return sorted(states, key=lambda state: (state.model, state.version))
 
     @override
     async def depth(self) -> int:
@@ -163,65 +141,12 @@ class RedisShardQueue(ShardQueue):
             oldest: Any = await self._client.zrange(self._keys.queued, 0, 0, withscores=True)
         return max(0.0, now_s - oldest[0][1] / 1000) if oldest else 0.0
 
-    async def _take(self, consumer: str, line: str, count: int) -> list[Claim]:
-        stream = self._keys.shards(line)
-        async with translate_redis_errors("queue"):
-            taken: Any = await self._claim(
-                keys=[stream, self._keys.weights], args=[GROUP, consumer, count, self._keys.prefix, line]
-            )
-        entries = []
-        for token, earlier, job, super_batch_id, shard_id in taken:
-            fields = {"job": text(job), "id": text(super_batch_id), "shard": text(shard_id)}
-            entries.append(_Entry(text(token), int(earlier) + 1, fields))
-        return await self._claims(stream, entries)
 
-    async def _claims(self, stream: str, entries: list[_Entry]) -> list[Claim]:
-        """Look up what claimed entries are about; drop those that were completed or left flight since."""
-        if not entries:
-            return []
-        async with translate_redis_errors("queue"):
-            async with self._client.pipeline(transaction=False) as pipe:
-                pipe.mget([self._keys.features(entry.ref, entry.fields["shard"]) for entry in entries])
-                pipe.zmscore(self._keys.queued, [entry.member for entry in entries])
-                blobs, queued_ms = await run(pipe)
-            dropped = [entry for entry, blob in zip(entries, blobs, strict=True) if blob is None]
-            if dropped:
-                tokens = [entry.token for entry in dropped]
-                async with self._client.pipeline(transaction=False) as pipe:
-                    # In this order: if we die in between, reclaim clears up what is deleted and not acknowledged.
-                    pipe.xdel(stream, *tokens)
-                    pipe.xack(stream, GROUP, *tokens)
-                    pipe.zrem(self._keys.queued, *(entry.member for entry in dropped))
-                    await run(pipe)
-        return [
-            # No time: completed at this very moment, by a consumer that was presumed dead.
-            Claim(
-                unpack_shard(entry.ref, entry.fields["shard"], blob),
-                entry.token,
-                entry.deliveries,
-                (ms or time.time() * 1000) / 1000,
-            )
-            for entry, blob, ms in zip(entries, blobs, queued_ms, strict=True)
-            if blob is not None
-        ]
+def _queue_of(shard: Shard) -> str:
+    return queue_of(shard.reference_model, shard.reference_version)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A claimed shard, before its features are looked up."""
-
-    token: str
-    deliveries: int
-    fields: Mapping[str, str]
-
-    @property
-    def ref(self) -> SuperBatchRef:
-        return SuperBatchRef(self.fields["job"], self.fields["id"])
-
-    @property
-    def member(self) -> str:
-        return "/".join((self.fields["job"], self.fields["id"], self.fields["shard"]))
-
-
-def _line(shard: Shard) -> str:
-    return line_of(shard.reference_model, shard.reference_version)
+def _claim_of(job: Any, super_batch_id: Any, shard_id: Any, deliveries: int, queued_ms: Any, features: bytes) -> Claim:
+    """Read a record that claims.lua returned."""
+    shard = unpack_shard(SuperBatchRef(text(job), text(super_batch_id)), text(shard_id), features)
+    return Claim(shard, deliveries, float(queued_ms) / 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -24,7 +25,7 @@ from jest_server.domain.super_batches import (
 )
 from jest_server.domain.tenants import prefix_of
 from jest_server.stores.redis.connection import milliseconds, run, text, translate_redis_errors
-from jest_server.stores.redis.keys import BACKSTOP_S, line_of, member
+from jest_server.stores.redis.keys import BACKSTOP_S, queue_of
 from jest_server.stores.redis.references import REFERENCE
 from jest_server.stores.redis.shard_codec import pack_shard, unpack_result
 
@@ -52,7 +53,7 @@ class RedisSuperBatchStore(SuperBatchStore):
     def __init__(self, context: RedisContext) -> None:
         self._client, self._blocking, self._keys = context.client, context.blocking, context.keys
         self._submit = context.script("usage", "submit")
-        self._add_upload = context.script("turns", "usage", "add_upload")
+        self._add_upload = context.script("fair_queue", "usage", "add_upload")
 
     @override
     async def submit(self, submission: Submission, *, limits: Limits, ttl_s: float, now_s: float) -> SubmitResult:
@@ -60,34 +61,26 @@ class RedisSuperBatchStore(SuperBatchStore):
         own = REFERENCE.dump_json(reference)
         async with translate_redis_errors("queue"):
             answer: Any = await self._submit(
-                keys=[
-                    self._keys.super_batch(ref),
-                    self._keys.decision(ref),
-                    self._keys.dead(ref.job),
-                    self._keys.in_flight,
-                    self._keys.counters(ref.job),
-                    self._keys.jobs,
-                    self._keys.usage,
-                ],
-                args=[
-                    member(ref),
-                    ref.super_batch_id,
-                    submission.rank,
-                    submission.digest,
-                    submission.model_dump_json(exclude={"reference"}),
-                    len(submission.keys),
-                    submission.world_size,
-                    own,
-                    now_s,
-                    now_s + ttl_s,
-                    limits.job,
-                    limits.tenant,
-                    limits.server,
-                    milliseconds(ttl_s + BACKSTOP_S),
-                    ref.job,
-                    "" if submission.step is None else submission.step,
-                    "" if reference is None else line_of(reference.name, reference.version),
-                ],
+                self._keys.super_batch(ref),
+                self._keys.decision(ref),
+                self._keys.dead_letters(ref.job),
+                self._keys.in_flight,
+                self._keys.counters(ref.job),
+                self._keys.jobs,
+                self._keys.usage,
+                **ref.metadata,
+                rank=submission.rank,
+                digest=submission.digest,
+                rows=len(submission.keys),
+                world_size=submission.world_size,
+                step="" if submission.step is None else submission.step,
+                reference=own.decode(),
+                queue="" if reference is None else queue_of(reference.name, reference.version),
+                now_s=now_s,
+                deadline_s=now_s + ttl_s,
+                ttl_ms=milliseconds(ttl_s + BACKSTOP_S),
+                limits=asdict(limits),
+                payload=submission.model_dump_json(exclude={"reference"}),
             )
         status = text(answer[0])
         if status == "no_job":
@@ -152,37 +145,31 @@ class RedisSuperBatchStore(SuperBatchStore):
         limits: Limits,
     ) -> UploadStatus:
         """The features are written first, so that no scorer ever finds a shard without them."""
-        field = f"upload:{rank}:{digest}"
         super_batch = self._keys.super_batch(ref)
         features = {self._keys.features(ref, shard.shard_id): shard for shard in shards}
         async with translate_redis_errors("queue"):
-            if await self._client.hexists(super_batch, field):
+            if await self._client.hexists(super_batch, f"upload:{rank}:{digest}"):
                 return UploadStatus.REPEATED
         await self._write_features(features)
+        queue, model = _queue_of(shards)
         async with translate_redis_errors("queue"):
             status = await self._add_upload(
-                keys=[
-                    super_batch,
-                    self._keys.in_flight,
-                    self._keys.queued,
-                    self._keys.usage,
-                    self._keys.lines,
-                    *features,
-                ],
-                args=[
-                    member(ref),
-                    field,
-                    json.dumps(positions),
-                    ref.job,
-                    ref.super_batch_id,
-                    self._keys.prefix,
-                    limits.job,
-                    limits.tenant,
-                    limits.server,
-                    round(time.time() * 1000),
-                    *_line_of(shards),
-                    *(shard.shard_id for shard in features.values()),
-                ],
+                self._keys.prefix,
+                super_batch,
+                self._keys.in_flight,
+                self._keys.queued,
+                self._keys.usage,
+                self._keys.model_queues,
+                *features,
+                **ref.metadata,
+                rank=rank,
+                digest=digest,
+                positions=json.dumps(positions),
+                shards=[shard.shard_id for shard in features.values()],
+                queue=queue,
+                model=model,
+                now_ms=round(time.time() * 1000),
+                limits=asdict(limits),
             )
         if text(status) == "lost":
             raise StoreUnavailable("the queue lost the features of an upload before it was queued", retry_after_s=0.0)
@@ -216,7 +203,7 @@ class RedisSuperBatchStore(SuperBatchStore):
             try:
                 async with translate_redis_errors("queue", blocking_s=EVENT_BLOCK_S):
                     streams: Any = await self._blocking.xread(
-                        {self._keys.news: last}, count=EVENT_BATCH, block=milliseconds(EVENT_BLOCK_S)
+                        {self._keys.events: last}, count=EVENT_BATCH, block=milliseconds(EVENT_BLOCK_S)
                     )
                     if not streams and _order(await self._last_event()) < _order(last):
                         last = "0-0"  # the stream was emptied: its ids may start again
@@ -231,13 +218,13 @@ class RedisSuperBatchStore(SuperBatchStore):
     async def _last_event(self) -> str:
         try:
             async with translate_redis_errors("queue"):
-                newest = await self._client.xrevrange(self._keys.news, count=1)
+                newest = await self._client.xrevrange(self._keys.events, count=1)
         except StoreUnavailable:
             return "0-0"
         return text(newest[0][0]) if newest else "0-0"
 
     async def _write_features(self, features: Mapping[str, Shard]) -> None:
-        """Writes them for a short life, some MiB at a time; what is queued then lives on."""
+        """Write them for a short life, some MiB at a time; what is queued then lives on."""
         waiting: list[tuple[str, bytes]] = []
         for number, (key, shard) in enumerate(features.items(), start=1):
             waiting.append((key, pack_shard(shard)))
@@ -249,12 +236,12 @@ class RedisSuperBatchStore(SuperBatchStore):
                 waiting.clear()
 
 
-def _line_of(shards: Sequence[Shard]) -> tuple[str, str]:
-    """The line of an upload's shards, which are all for one version of one model, and what it is for."""
+def _queue_of(shards: Sequence[Shard]) -> tuple[str, str]:
+    """Return the model queue of an upload's shards, which are all for one version of one model, and what it is for."""
     if not shards:
         return "", ""
     model, version = shards[0].reference_model, shards[0].reference_version
-    return line_of(model, version), json.dumps({"model": model, "version": version})
+    return queue_of(model, version), json.dumps({"model": model, "version": version})
 
 
 def _order(entry_id: str) -> tuple[int, int]:

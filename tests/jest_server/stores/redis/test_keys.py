@@ -1,36 +1,31 @@
-"""Which keys are there when, how long they live, and what a store on Redis is made of."""
+"""Which keys are there when, and how long they live."""
 
 from __future__ import annotations
 
-import random
 import time
-import uuid
 
 import pytest
 from redis.asyncio import Redis
 
-from jest_server.domain.errors import StoreUnavailable
-from jest_server.domain.super_batches import Limits, SuperBatchRef, UploadStatus
+from jest_server.domain.super_batches import SuperBatchRef
 from jest_server.stores.redis import jobs
-from jest_server.stores.redis import super_batches as redis_store_module
-from jest_server.stores.redis.keys import GROUP, Keys, line_of
+from jest_server.stores.redis.keys import Keys, queue_of
 from jest_server.stores.redis.stores import open_redis_stores
 from support.polling import wait_for
 from support.super_batches import (
     REFERENCE,
     accounts,
+    dead_letter,
     decision,
     key_prefix,
-    letter,
     queue_one,
     result_of,
-    shard,
     spec,
     submit,
     upload,
 )
 
-LINE = line_of(REFERENCE.name, REFERENCE.version)
+QUEUE = queue_of(REFERENCE.name, REFERENCE.version)
 
 
 async def names(redis, keys):
@@ -43,29 +38,40 @@ async def test_all_keys_have_the_prefix_and_all_but_the_documented_expire(own_se
     await queue_one(stores)
     (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
     await stores.queue.complete(claim, result_of(claim))
-    await queue_one(stores, super_batch_id="open")
+    await queue_one(stores, super_batch_id="open", shards=2)
+    await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
     for super_batch_id in ("decided", "dead"):
         await queue_one(stores, super_batch_id=super_batch_id)
     await stores.decisions.decide(decision("job", "decided"), keep_s=60)
-    await stores.decisions.dead_letter(letter("job", "dead"))
+    await stores.decisions.dead_letter(dead_letter("job", "dead"))
     await stores.jobs.announce_reference(REFERENCE, ttl_s=5)
     lasting = {
-        *(keys.jobs, keys.weights, keys.in_flight, keys.usage, keys.queued, keys.lines, keys.news, keys.models),
-        *(keys.counters("job"), keys.shards(LINE), keys.turns(LINE), keys.waiting(LINE, "job")),
+        *(
+            keys.jobs,
+            keys.weights,
+            keys.in_flight,
+            keys.usage,
+            keys.queued,
+            keys.model_queues,
+            keys.events,
+            keys.models,
+        ),
+        *(keys.counters("job"), keys.heartbeats(QUEUE), keys.waiting_jobs(QUEUE), keys.waiting(QUEUE, "job")),
     }
     expiring = {
         keys.super_batch(SuperBatchRef("job", "sb")),
         keys.super_batch(SuperBatchRef("job", "open")),
         keys.results(SuperBatchRef("job", "sb")),
         keys.features(SuperBatchRef("job", "open"), "0-u-000"),
+        keys.features(SuperBatchRef("job", "open"), "0-u-001"),
         keys.decision(SuperBatchRef("job", "decided")),
-        keys.decided("job"),
-        keys.dead("job"),
-        keys.dead_order("job"),
+        keys.decisions("job"),
+        keys.dead_letters("job"),
+        keys.dead_letter_order("job"),
         keys.reference("ref"),
-        keys.bell(LINE),
-        keys.set_aside(SuperBatchRef("job", "dead")),
-        f"{keys.prefix}now:{LINE}",
+        keys.wakeup(QUEUE),
+        keys.kept_inputs(SuperBatchRef("job", "dead")),
+        f"{keys.prefix}virtual_time:{QUEUE}",
     }
     async with Redis.from_url(f"{own_server.url}/0", decode_responses=True) as redis:
         held = set(await redis.keys("*"))
@@ -98,50 +104,12 @@ async def test_nothing_heavy_is_left_of_what_left_flight(stores, redis, keys, ho
     if how == "decide":
         await stores.decisions.decide(decision("job"), keep_s=60)
     elif how == "dead_letter":
-        await stores.decisions.dead_letter(letter("job"))
+        await stores.decisions.dead_letter(dead_letter("job"))
     else:
         await stores.decisions.dead_letter_overdue(now_s=time.time() + 1000)
     heavy = ("features", "results", "super_batch")
     assert [name for name in await names(redis, keys) if name.startswith(heavy)] == []
-    assert (await redis.xpending(keys.shards(LINE), GROUP))["pending"] == 0
-
-
-async def test_a_repeated_upload_leaves_no_features_behind(stores, redis, keys, monkeypatch):
-    await queue_one(stores)
-    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
-    await stores.queue.complete(claim, result_of(claim))
-
-    async def not_yet(*_):
-        return False
-
-    monkeypatch.setattr(
-        stores.connection.client, "hexists", not_yet
-    )  # the repeat began before the first upload was queued
-    assert await upload(stores, "job") is UploadStatus.REPEATED
-    await stores.decisions.decide(decision("job"), keep_s=60)
-    assert await upload(stores, "job") is UploadStatus.GONE
-    assert not await redis.exists(keys.features(SuperBatchRef("job", "sb"), "0-u-000"))
-
-
-async def test_a_repeated_upload_spoils_nothing_that_is_still_to_score(stores, monkeypatch):
-    await queue_one(stores)
-
-    async def not_yet(*_):
-        return False
-
-    monkeypatch.setattr(stores.connection.client, "hexists", not_yet)  # as above
-    assert await upload(stores, "job") is UploadStatus.REPEATED
-    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
-    assert claim.shard.features == b"features"
-
-
-async def test_a_release_brings_nothing_back_of_what_ran_out(stores, redis, keys):
-    await queue_one(stores)
-    claims = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
-    await redis.delete(keys.super_batch(SuperBatchRef("job", "sb")))  # as its backstop would
-    await stores.queue.release("c", claims)
-    assert await stores.queue.depth() == 0
-    assert not await redis.exists(keys.super_batch(SuperBatchRef("job", "sb")))
+    assert await redis.zcard(keys.heartbeats(QUEUE)) == 0
 
 
 async def test_a_deleted_job_leaves_no_key(stores, redis, keys, monkeypatch):
@@ -158,10 +126,10 @@ async def test_a_deleted_job_leaves_no_key(stores, redis, keys, monkeypatch):
         await stores.queue.complete(claim, result_of(claim))
     await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
     await queue_one(stores, super_batch_id="dead")
-    await stores.decisions.dead_letter(letter("job", "dead"))
+    await stores.decisions.dead_letter(dead_letter("job", "dead"))
     assert await stores.jobs.delete_job("job")
-    assert await names(redis, keys) - before <= {"news"}
-    assert not await redis.zscore(f"{keys.prefix}past_turns:{LINE}", "job")
+    assert await names(redis, keys) - before <= {"events"}
+    assert not await redis.zscore(f"{keys.prefix}idle_jobs:{QUEUE}", "job")
     assert await accounts(stores, "other") == (1, 0, 0, 1)
 
 
@@ -177,19 +145,8 @@ async def test_the_index_of_decisions_holds_only_those_that_are_kept(stores, red
     await wait_for(gone)
     await submit(stores, "job", "next")
     await stores.decisions.decide(decision("job", "next"), keep_s=1)
-    assert await redis.zrange(keys.decided("job"), 0, -1) == ["next", "long"]
-    assert await redis.ttl(keys.decided("job")) > 50
-
-
-async def test_news_are_capped(stores, redis, keys):
-    await stores.jobs.create_job(spec("job"), now_s=1.0)
-    async with redis.pipeline(transaction=False) as pipe:
-        for i in range(6000):
-            pipe.xadd(keys.news, {"job": "job", "id": str(i)})
-        await pipe.execute()
-    await submit(stores, "job")
-    await stores.decisions.dead_letter(letter("job"))
-    assert await redis.xlen(keys.news) < 4096 + 200  # whole nodes of some hundred entries are cut off
+    assert await redis.zrange(keys.decisions("job"), 0, -1) == ["next", "long"]
+    assert await redis.ttl(keys.decisions("job")) > 50
 
 
 async def test_servers_with_other_prefixes_share_a_redis_and_nothing_else(shared_server, stores):
@@ -201,50 +158,7 @@ async def test_servers_with_other_prefixes_share_a_redis_and_nothing_else(shared
     await other.connection.close()
 
 
-# Construction
-
-
 @pytest.mark.parametrize("prefix", ["", "jest:", "{}:", "{jest:"])
 def test_a_prefix_without_a_hash_tag_is_refused(prefix):
     with pytest.raises(ValueError, match="hash tag"):
         open_redis_stores("redis://127.0.0.1:1/0", prefix=prefix)
-
-
-@pytest.mark.parametrize("url", ["redis://:hunter2/x@127.0.0.1:6379/0", "http://hunter2@127.0.0.1"])
-def test_what_is_no_redis_url_is_refused_without_being_repeated(url):
-    with pytest.raises(ValueError, match="not a Redis URL") as caught:
-        open_redis_stores(url)
-    assert caught.value.__suppress_context__
-    assert "hunter2" not in str(caught.value)
-
-
-async def test_a_password_is_in_no_message(own_server):
-    async with Redis.from_url(f"{own_server.url}/0") as redis:
-        await redis.config_set("requirepass", "right")
-    secret = uuid.uuid4().hex
-    for url in (f"redis://:{secret}@127.0.0.1:1/0", f"redis://:{secret}@127.0.0.1:{own_server.port}/0"):
-        stores = open_redis_stores(url)
-        with pytest.raises(StoreUnavailable) as caught:
-            await stores.connection.ping()
-        assert secret not in str(caught.value)
-        assert secret not in repr(stores)
-        await stores.connection.close()
-
-
-async def test_large_features_and_results_arrive_whole(stores, monkeypatch):
-    monkeypatch.setattr(redis_store_module, "WRITE_BATCH_BYTES", 1 << 20)
-    monkeypatch.setattr(redis_store_module, "RESULT_BATCH", 2)
-    await stores.jobs.create_job(spec("job"), now_s=1.0)
-    await submit(stores, "job")
-    features = [random.Random(i).randbytes(700_000 + i) for i in range(5)]
-    shards = [shard("job", number=i, features=blob) for i, blob in enumerate(features)]
-    await stores.super_batches.add_upload(
-        SuperBatchRef("job", "sb"), 0, digest="u", positions=(0, 1), shards=shards, limits=Limits()
-    )
-    claims = await stores.queue.claim("c", REFERENCE, count=5, block_s=1)
-    assert [claim.shard.features for claim in claims] == features
-    for i, claim in enumerate(claims):
-        await stores.queue.complete(claim, result_of(claim, inferred=i))
-    assert sorted(
-        result.inferred for result in await stores.super_batches.get_results(SuperBatchRef("job", "sb"))
-    ) == list(range(5))

@@ -1,19 +1,21 @@
--- Publishes that a version of a reference model is served, and remembers since when; forgets what was not served for long.
+-- Publishes that a version of a reference model is served, and records since when; forgets versions not served for long.
 --
 -- KEYS 1 versions of the model (hash)  2 models (set)
--- ARGV 1 version  2 info (JSON)  3 for how long (ms)  4 how long a version that is not served is remembered (ms)  5 model
+-- ARGV 1 {model, version, ttl_ms, kept_ms: how long a version that is not served is remembered} (JSON)  2 info (JSON)
+local versions, models = KEYS[1], KEYS[2]
+local args = cjson.decode(ARGV[1])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local since_ms = now_ms
-for _, version in ipairs(redis.call('HKEYS', KEYS[1])) do
-  local known = cjson.decode(redis.call('HGET', KEYS[1], version))
-  if version == ARGV[1] then
+for _, version in ipairs(redis.call('HKEYS', versions)) do
+  local known = cjson.decode(redis.call('HGET', versions, version))
+  if version == args.version then
     since_ms = known.since_ms
-  elseif known.until_ms + ARGV[4] < now_ms then
-    redis.call('HDEL', KEYS[1], version)
+  elseif known.until_ms + args.kept_ms < now_ms then
+    redis.call('HDEL', versions, version)
   end
 end
-local record = {since_ms = since_ms, until_ms = now_ms + ARGV[3], info = ARGV[2]}
-redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(record))
-redis.call('PEXPIRE', KEYS[1], ARGV[3] + ARGV[4])
-redis.call('SADD', KEYS[2], ARGV[5])
+local record = {since_ms = since_ms, until_ms = now_ms + args.ttl_ms, info = ARGV[2]}
+redis.call('HSET', versions, args.version, cjson.encode(record))
+redis.call('PEXPIRE', versions, args.ttl_ms + args.kept_ms)
+redis.call('SADD', models, args.model)

@@ -1,29 +1,28 @@
--- Hands a shard's result in: stores it, takes the shard out of the queue and tells the news; a second result is ignored.
--- Needs turns and usage.
+-- Stores a shard's result, takes the shard out of the queue and publishes an event; a second result is ignored. Needs
+-- fair_queue and usage.
 --
--- KEYS 1 shards of the line (stream)  2 super-batch (hash)  3 results (hash)  4 features (string)  5 news (stream)
---      6 queued (zset)  7 usage (hash)
--- ARGV 1 group  2 entry id  3 shard id  4 result  5 job  6 super-batch id  7 prefix of all keys  8 line
+-- It starts with ZREM, which Redis runs when its memory is full: then the rest runs, too.
+--
+-- KEYS 1 namespace  2 heartbeats of the queue (zset)  3 super-batch (hash)  4 results (hash)  5 features (string)
+--      6 events (stream)  7 queued (zset)  8 usage (hash)
+-- ARGV 1 {queue, job, super_batch_id, shard_id} (JSON)  2 result
 -- Returns 1 if the result was stored, else 0.
-local job, id, shard_id = ARGV[5], ARGV[6], ARGV[3]
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[1], ARGV[2])
-local field = 'shard:' .. shard_id
-local state = redis.call('HGET', KEYS[2], field)
-if not state then
+local namespace, heartbeats, super_batch, results, features, events, queued, usage = unpack(KEYS)
+local args = cjson.decode(ARGV[1])
+local job, id, shard_id = args.job, args.super_batch_id, args.shard_id
+local member = job .. '/' .. id .. '/' .. shard_id
+local was_claimed = redis.call('ZREM', heartbeats, member) == 1
+if redis.call('HDEL', super_batch, 'shard:' .. shard_id) == 0 then
   return 0
 end
-redis.call('HDEL', KEYS[2], field)
-if string.sub(state, 1, 8) == 'waiting:' then -- it was released in the meantime
-  take_out_of_line(ARGV[7], ARGV[8], job, id .. '/' .. shard_id)
-else -- another entry if it was released and taken again in the meantime
-  redis.call('XACK', KEYS[1], ARGV[1], state)
-  redis.call('XDEL', KEYS[1], state)
+redis.call('HDEL', super_batch, 'claimed_by:' .. shard_id)
+if not was_claimed then -- it was released in the meantime
+  dequeue(namespace, args.queue, job, id .. '/' .. shard_id)
 end
-redis.call('ZREM', KEYS[6], job .. '/' .. id .. '/' .. shard_id)
-account(KEYS[7], 'bytes', job, id, -redis.call('STRLEN', KEYS[4]))
-redis.call('UNLINK', KEYS[4])
-redis.call('HSET', KEYS[3], shard_id, ARGV[4])
-redis.call('PEXPIRE', KEYS[3], redis.call('PTTL', KEYS[2]))
-redis.call('XADD', KEYS[5], 'MAXLEN', '~', 4096, '*', 'job', job, 'id', id)
+redis.call('ZREM', queued, member)
+add_usage(usage, 'bytes', job, id, -redis.call('STRLEN', features))
+redis.call('UNLINK', features)
+redis.call('HSET', results, shard_id, ARGV[2])
+redis.call('PEXPIRE', results, redis.call('PTTL', super_batch))
+redis.call('XADD', events, 'MAXLEN', '~', 4096, '*', 'job', job, 'id', id)
 return 1

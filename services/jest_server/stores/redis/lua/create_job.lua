@@ -1,10 +1,12 @@
 -- Registers a job unless its name is taken.
 --
 -- KEYS 1 jobs (hash)  2 weights (hash)
--- ARGV 1 name  2 job (JSON)  3 weight
+-- ARGV 1 {name, weight} (JSON)  2 job (JSON)
 -- Returns {1 if this call registered it else 0, what is registered (JSON)}.
-local created = redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
+local jobs, weights = KEYS[1], KEYS[2]
+local args = cjson.decode(ARGV[1])
+local created = redis.call('HSETNX', jobs, args.name, ARGV[2])
 if created == 1 then
-  redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+  redis.call('HSET', weights, args.name, args.weight)
 end
-return {created, redis.call('HGET', KEYS[1], ARGV[1])}
+return {created, redis.call('HGET', jobs, args.name)}

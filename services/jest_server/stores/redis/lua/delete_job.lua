@@ -1,31 +1,33 @@
--- Forgets a job and all that belongs to it. Needs let_go. Of decisions there may be very many: a call forgets no more than a
--- batch of them, so that others need not wait long, and the last call forgets the job itself with all the rest at once.
+-- Deletes a job and all that belongs to it. Needs leave_flight. It may have very many decisions: a call deletes no more than a
+-- batch of them, so that other callers wait only briefly, and the last call deletes the job itself with all the rest at once.
 --
--- KEYS 1 jobs (hash)  2 counters (hash)  3 dead letters (hash)  4 their order (zset)  5 index of decisions (zset)
---      6 in flight (zset)  7 weights (hash)  8 lines (hash)
--- ARGV 1 job  2 batch  3 group  4 prefix of all keys
+-- KEYS 1 namespace  2 jobs (hash)  3 counters (hash)  4 dead letters (hash)  5 their order (zset)
+--      6 index of decisions (zset)  7 in flight (zset)  8 weights (hash)  9 model queues (hash)
+-- ARGV 1 {job, batch} (JSON)
 -- Returns "more" if it has to be called again, else "deleted", or "none" if there was no such job.
-local job, batch, prefix = ARGV[1], tonumber(ARGV[2]), ARGV[4]
-local decided = redis.call('ZRANGE', KEYS[5], 0, batch - 1)
+local namespace, jobs, counters, dead_letters, order, index, in_flight, weights, model_queues = unpack(KEYS)
+local args = cjson.decode(ARGV[1])
+local job, batch = args.job, tonumber(args.batch)
+local decided = redis.call('ZRANGE', index, 0, batch - 1)
 for _, id in ipairs(decided) do
-  redis.call('UNLINK', prefix .. 'decision:' .. job .. '/' .. id)
+  redis.call('UNLINK', namespace .. 'decision:' .. job .. '/' .. id)
 end
-redis.call('ZREMRANGEBYRANK', KEYS[5], 0, batch - 1)
+redis.call('ZREMRANGEBYRANK', index, 0, batch - 1)
 if #decided == batch then
   return 'more'
 end
 local start = job .. '/'
-for _, member in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do
+for _, member in ipairs(redis.call('ZRANGE', in_flight, 0, -1)) do
   if string.sub(member, 1, #start) == start then
-    let_go(prefix, ARGV[3], job, string.sub(member, #start + 1))
+    leave_flight(namespace, job, string.sub(member, #start + 1))
   end
 end
-for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
-  redis.call('UNLINK', prefix .. 'set_aside:' .. job .. '/' .. id)
+for _, id in ipairs(redis.call('ZRANGE', order, 0, -1)) do
+  redis.call('UNLINK', namespace .. 'kept_inputs:' .. job .. '/' .. id)
 end
-for _, line in ipairs(redis.call('HKEYS', KEYS[8])) do
-  redis.call('ZREM', prefix .. 'past_turns:' .. line, job)
+for _, queue in ipairs(redis.call('HKEYS', model_queues)) do
+  redis.call('ZREM', namespace .. 'idle_jobs:' .. queue, job)
 end
-redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4])
-redis.call('HDEL', KEYS[7], job)
-return redis.call('HDEL', KEYS[1], job) == 1 and 'deleted' or 'none'
+redis.call('UNLINK', counters, dead_letters, order)
+redis.call('HDEL', weights, job)
+return redis.call('HDEL', jobs, job) == 1 and 'deleted' or 'none'

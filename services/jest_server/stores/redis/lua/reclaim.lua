@@ -1,41 +1,24 @@
--- Takes over entries that their consumer left alone, and forgets consumers that were not seen for long and hold nothing.
+-- Takes over the claims that were without a heartbeat for longest, if it was long enough. Needs claims.
 --
--- XPENDING with IDLE looks past entries in good hands, however many; XCLAIM with the same limit hands each to one taker only.
---
--- KEYS 1 shards (stream)
--- ARGV 1 group  2 consumer  3 least idle time (ms)  4 count  5 idle time of a consumer to forget (ms)
--- Returns a list of {entry id, deliveries with this one, {field, value, ...}}.
-local stream, group, consumer = KEYS[1], ARGV[1], ARGV[2]
-local taken, after = {}, '-'
-while #taken < tonumber(ARGV[4]) do
-  local idle = redis.pcall('XPENDING', stream, group, 'IDLE', ARGV[3], after, '+', 10)
-  if idle.err then
-    if string.find(idle.err, 'NOGROUP', 1, true) then
-      return {}
-    end
-    return idle
-  end
-  if #idle == 0 then
+-- KEYS 1 namespace  2 heartbeats of the queue (zset)
+-- ARGV 1 {consumer, idle_us: least idle time, count} (JSON)
+-- Returns a list of {job, super-batch id, shard id, deliveries with this one, time of queueing (ms), features}.
+local namespace, heartbeats = KEYS[1], KEYS[2]
+local args = cjson.decode(ARGV[1])
+local count, now = tonumber(args.count), now_us()
+local idle_since = now - args.idle_us
+local members = {}
+while #members < count do
+  local member = redis.call('ZRANGE', heartbeats, '-inf', idle_since, 'BYSCORE', 'LIMIT', #members, 1)[1]
+  if not member then
     break
   end
-  for _, entry in ipairs(idle) do
-    if #taken == tonumber(ARGV[4]) then
-      break
-    end
-    local got = redis.call('XCLAIM', stream, group, consumer, ARGV[3], entry[1])
-    if got[1] then
-      taken[#taken + 1] = {entry[1], entry[4] + 1, got[1][2]}
-    end
-    after = '(' .. entry[1]
+  if not drop_if_expired(namespace, heartbeats, member) then
+    members[#members + 1] = member
   end
 end
-for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
-  local known = {}
-  for i = 1, #info, 2 do
-    known[info[i]] = info[i + 1]
-  end
-  if known.name ~= consumer and known.pending == 0 and known.idle > tonumber(ARGV[5]) then
-    redis.call('XGROUP', 'DELCONSUMER', stream, group, known.name)
-  end
+local claimed = {}
+for i, member in ipairs(members) do
+  claimed[i] = deliver(namespace, heartbeats, args.consumer, member, now)
 end
-return taken
+return claimed

@@ -1,20 +1,19 @@
--- Puts an entry that still belongs to this consumer back into its line, for anyone to take at once. Needs held and turns.
+-- Puts a shard that is still the consumer's back into its queue; this delivery is not counted. Needs fair_queue and claims.
 --
--- KEYS 1 shards of the line (stream)  2 super-batch (hash)  3 in flight (zset)  4 queued (zset)
--- ARGV 1 group  2 consumer  3 entry id  4 earlier deliveries  5 job  6 super-batch id  7 shard id  8 prefix of all keys
---      9 line
+-- KEYS 1 namespace  2 heartbeats of the queue (zset)  3 super-batch (hash)  4 in flight (zset)
+-- ARGV 1 {queue, consumer, job, super_batch_id, shard_id} (JSON)
 -- Returns 1 if it was put back, else 0.
-if not held(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then
+local namespace, heartbeats, super_batch, in_flight = unpack(KEYS)
+local args = cjson.decode(ARGV[1])
+local id = args.job .. '/' .. args.super_batch_id
+local member = id .. '/' .. args.shard_id
+if drop_if_expired(namespace, heartbeats, member)
+  or redis.call('HGET', super_batch, 'claimed_by:' .. args.shard_id) ~= args.consumer then
   return 0
 end
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-redis.call('XDEL', KEYS[1], ARGV[3])
-local field = 'shard:' .. ARGV[7]
-local deadline = redis.call('ZSCORE', KEYS[3], ARGV[5] .. '/' .. ARGV[6])
-if not deadline or redis.call('HEXISTS', KEYS[2], field) == 0 then
-  redis.call('ZREM', KEYS[4], ARGV[5] .. '/' .. ARGV[6] .. '/' .. ARGV[7])
-  return 0
-end
-redis.call('HSET', KEYS[2], field, 'waiting:' .. ARGV[4])
-put_in_line(ARGV[8], ARGV[9], ARGV[5], ARGV[6] .. '/' .. ARGV[7], deadline)
+redis.call('ZREM', heartbeats, member)
+redis.call('HDEL', super_batch, 'claimed_by:' .. args.shard_id)
+redis.call('HINCRBY', super_batch, 'shard:' .. args.shard_id, -1)
+local deadline = redis.call('ZSCORE', in_flight, id)
+enqueue(namespace, args.queue, args.job, args.super_batch_id .. '/' .. args.shard_id, deadline)
 return 1

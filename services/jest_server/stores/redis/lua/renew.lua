@@ -1,12 +1,13 @@
--- Lets the leases that the owner still holds live on.
+-- Extends the leases that the owner still holds.
 --
 -- KEYS 1.. leases (string)
--- ARGV 1 owner  2 time to live (ms)
+-- ARGV 1 {owner, ttl_ms} (JSON)
 -- Returns how many it still held.
+local args = cjson.decode(ARGV[1])
 local renewed = 0
 for _, lease in ipairs(KEYS) do
-  if redis.call('GET', lease) == ARGV[1] then
-    redis.call('PEXPIRE', lease, ARGV[2])
+  if redis.call('GET', lease) == args.owner then
+    redis.call('PEXPIRE', lease, args.ttl_ms)
     renewed = renewed + 1
   end
 end

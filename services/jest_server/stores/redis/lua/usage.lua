@@ -1,6 +1,6 @@
--- Loaded before whatever changes how much is held: super-batches in flight and bytes of features, of the whole server, of a
--- tenant, of a job, and of a super-batch, in one hash with the fields KIND|, KIND|TENANT~, KIND|JOB/ and KIND|JOB/ID.
-local function account(usage, kind, job, id, amount)
+-- Loaded before scripts that change how much is held: super-batches in flight and bytes of features, of the whole server, of
+-- a tenant, of a job, and of a super-batch, in one hash with the fields KIND|, KIND|TENANT~, KIND|JOB/ and KIND|JOB/ID.
+local function add_usage(usage, kind, job, id, amount)
   if amount == 0 then
     return
   end
@@ -19,16 +19,19 @@ local function used(usage, kind, level)
   return tonumber(redis.call('HGET', usage, kind .. '|' .. level) or '0')
 end
 
--- Returns whose limit (0: none) does not allow so much more: "job", "tenant" or "server"; nil if there is room.
-local function who_is_full(usage, kind, job, more, limits)
+-- Returns which limit (0: none) does not allow so much more: "job", "tenant" or "server"; nil if there is room.
+local function first_exceeded(usage, kind, job, more, limits)
   local tenant = string.match(job, '^[^~]+~')
-  if limits.job > 0 and used(usage, kind, job .. '/') + more > limits.job then
+  local function exceeds(limit, level)
+    return tonumber(limit) > 0 and used(usage, kind, level) + more > tonumber(limit)
+  end
+  if exceeds(limits.job, job .. '/') then
     return 'job'
   end
-  if tenant and limits.tenant > 0 and used(usage, kind, tenant) + more > limits.tenant then
+  if tenant and exceeds(limits.tenant, tenant) then
     return 'tenant'
   end
-  if limits.server > 0 and used(usage, kind, '') + more > limits.server then
+  if exceeds(limits.server, '') then
     return 'server'
   end
   return nil

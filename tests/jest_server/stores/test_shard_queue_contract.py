@@ -1,4 +1,4 @@
-"""The same suite's other half: uploads, the queue of shards between selectors and scorers, and the news."""
+"""Every ShardQueue: claims, heartbeats, reclaiming, releasing, completing, and what the queues hold."""
 
 from __future__ import annotations
 
@@ -7,107 +7,18 @@ import time
 
 import pytest
 
+from jest_server.domain.shards import QueueState
 from jest_server.domain.super_batches import SuperBatchRef, UploadStatus
-from support.polling import wait_for, within
+from support.polling import within
 from support.super_batches import (
     REFERENCE,
+    dead_letter,
     decision,
-    letter,
     result_of,
-    shard,
     spec,
     submit,
     upload,
 )
-
-
-async def test_an_upload_is_queued_whole_and_once(stores, job):
-    await submit(stores, job)
-    assert await upload(stores, job, shards=3) is UploadStatus.ACCEPTED
-    assert await upload(stores, job, shards=3) is UploadStatus.REPEATED
-    held = await stores.super_batches.get_super_batch(SuperBatchRef(job, "sb"))
-    assert held.pending_shards == 3
-    assert held.uploads == {0: {"u": (0, 1)}}
-    claims = await stores.queue.claim("c", REFERENCE, count=10, block_s=0.1)
-    assert [claim.shard for claim in claims] == [shard(job, number=i) for i in range(3)]
-    assert {claim.deliveries for claim in claims} == {1}
-
-
-async def test_of_many_same_uploads_at_once_one_is_queued(stores, job):
-    await submit(stores, job)
-    answers = await asyncio.gather(*(upload(stores, job, shards=2) for _ in range(8)))
-    assert sorted(answer.value for answer in answers) == ["accepted"] + ["repeated"] * 7
-    assert await stores.queue.depth() == 2
-    assert len(await stores.queue.claim("c", REFERENCE, count=9, block_s=1)) == 2
-
-
-async def test_another_upload_of_the_same_rank_is_queued_beside_the_first(stores, job):
-    await submit(stores, job)
-    await upload(stores, job, digest="u")
-    assert await upload(stores, job, digest="v") is UploadStatus.ACCEPTED
-    held = await stores.super_batches.get_super_batch(SuperBatchRef(job, "sb"))
-    assert (set(held.uploads[0]), held.pending_shards) == ({"u", "v"}, 2)
-
-
-async def test_an_upload_without_shards_is_remembered(stores, job):
-    await submit(stores, job)
-    assert await upload(stores, job, shards=0) is UploadStatus.ACCEPTED
-    assert await upload(stores, job, shards=0) is UploadStatus.REPEATED
-    assert await stores.queue.depth() == 0
-
-
-async def test_an_upload_for_nothing_in_flight_is_gone(stores, job):
-    assert await upload(stores, job) is UploadStatus.GONE
-    assert await stores.queue.claim("c", REFERENCE, count=1, block_s=0.05) == []
-
-
-async def test_every_listener_hears_of_a_result_that_is_there_already(stores, job):
-    heard = [asyncio.Event(), asyncio.Event()]
-
-    async def listen(done):
-        async for event in stores.super_batches.events():
-            if event.ref.super_batch_id == "sb":
-                assert len(await stores.super_batches.get_results(SuperBatchRef(job, "sb"))) == 1
-                done.set()
-
-    listeners = [asyncio.create_task(listen(event)) for event in heard]
-    await asyncio.sleep(0.1)  # news are for those who listen: both have to have begun
-    await submit(stores, job)
-    await upload(stores, job)
-    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=1)
-    await stores.queue.complete(claim, result_of(claim))
-    async with asyncio.timeout(30):
-        await asyncio.gather(*(event.wait() for event in heard))
-    for listener in listeners:
-        listener.cancel()
-    await asyncio.gather(*listeners, return_exceptions=True)
-    assert await stores.super_batches.get_results(SuperBatchRef(job, "sb")) == [result_of(claim)]
-    assert (await stores.super_batches.get_super_batch(SuperBatchRef(job, "sb"))).pending_shards == 0
-
-
-async def test_whatever_ends_a_super_batch_is_news(stores, job):
-    await stores.jobs.create_job(spec("other"), now_s=1.0)
-    for name, super_batch_id in ((job, "decided"), (job, "dead"), (job, "late"), ("other", "deleted")):
-        await submit(stores, name, super_batch_id, now_s=100.0 if super_batch_id == "late" else None)
-    heard = set()
-
-    async def listen():
-        async for event in stores.super_batches.events():
-            heard.add(event.ref.super_batch_id)
-
-    listener = asyncio.create_task(listen())
-    await asyncio.sleep(0.1)  # as above
-    await stores.decisions.decide(decision(job, "decided"), keep_s=60)
-    await stores.decisions.dead_letter(letter(job, "dead"))
-    await stores.decisions.dead_letter_overdue(now_s=200.0)
-    await stores.jobs.delete_job("other")
-
-    async def all_heard():
-        return heard == {"decided", "dead", "late", "deleted"}
-
-    await wait_for(all_heard)
-    listener.cancel()
-    await asyncio.gather(listener, return_exceptions=True)
 
 
 async def test_completing_twice_counts_once(stores, job):
@@ -120,7 +31,7 @@ async def test_completing_twice_counts_once(stores, job):
     assert (await stores.super_batches.get_super_batch(SuperBatchRef(job, "sb"))).pending_shards == 1
 
 
-async def test_who_waits_for_a_shard_gets_it_when_it_comes(stores, job):
+async def test_a_waiting_consumer_gets_a_shard_when_it_arrives(stores, job):
     waiting = asyncio.create_task(stores.queue.claim("c", REFERENCE, count=1, block_s=20))
     await asyncio.sleep(0.05)
     await submit(stores, job)
@@ -129,7 +40,7 @@ async def test_who_waits_for_a_shard_gets_it_when_it_comes(stores, job):
         assert len(await waiting) == 1
 
 
-async def test_who_waits_in_vain_is_told_in_time(stores):
+async def test_a_claim_in_vain_returns_in_time(stores):
     started = time.monotonic()
     with within(1.5):
         assert await stores.queue.claim("c", REFERENCE, count=1, block_s=0.2) == []
@@ -145,7 +56,7 @@ async def test_many_consumers_share_the_shards_out(stores, job):
     assert len(shard_ids) == len(set(shard_ids)) == 30
 
 
-async def test_a_claimed_shard_is_nobody_elses(stores, job):
+async def test_a_claimed_shard_is_not_handed_to_another_consumer(stores, job):
     await submit(stores, job)
     await upload(stores, job)
     assert len(await stores.queue.claim("one", REFERENCE, count=5, block_s=1)) == 1
@@ -153,7 +64,7 @@ async def test_a_claimed_shard_is_nobody_elses(stores, job):
     assert await stores.queue.reclaim("two", REFERENCE, idle_s=60, count=5) == []
 
 
-async def test_a_claim_left_alone_is_taken_over_with_one_more_delivery(stores, job):
+async def test_a_claim_without_heartbeats_is_reclaimed_with_one_more_delivery(stores, job):
     await submit(stores, job)
     await upload(stores, job)
     (claim,) = await stores.queue.claim("one", REFERENCE, count=1, block_s=1)
@@ -163,7 +74,7 @@ async def test_a_claim_left_alone_is_taken_over_with_one_more_delivery(stores, j
     assert await stores.queue.reclaim("three", REFERENCE, idle_s=0.7, count=5) == []
 
 
-async def test_an_abandoned_claim_is_found_behind_many_that_are_kept(stores, job):
+async def test_an_abandoned_claim_is_found_among_many_with_heartbeats(stores, job):
     await submit(stores, job)
     await upload(stores, job, shards=40)
     kept = await stores.queue.claim("alive", REFERENCE, count=39, block_s=1)
@@ -173,7 +84,16 @@ async def test_an_abandoned_claim_is_found_behind_many_that_are_kept(stores, job
     assert [claim.shard for claim in await stores.queue.reclaim("heir", REFERENCE, idle_s=0.7, count=1)] == [left.shard]
 
 
-async def test_no_more_is_taken_over_than_asked(stores, job):
+async def test_the_claim_without_a_heartbeat_for_longest_is_reclaimed_first(stores, job):
+    await submit(stores, job)
+    await upload(stores, job, shards=3)
+    first, second, third = [(await stores.queue.claim("c", REFERENCE, count=1, block_s=1))[0] for _ in range(3)]
+    await stores.queue.heartbeat("c", [first])
+    reclaimed = await stores.queue.reclaim("d", REFERENCE, idle_s=0, count=2)
+    assert [claim.shard for claim in reclaimed] == [second.shard, third.shard]
+
+
+async def test_no_more_is_reclaimed_than_asked(stores, job):
     await submit(stores, job)
     await upload(stores, job, shards=30)
     assert len(await stores.queue.claim("dead", REFERENCE, count=30, block_s=1)) == 30
@@ -183,7 +103,7 @@ async def test_no_more_is_taken_over_than_asked(stores, job):
     assert {claim.deliveries for claim in taken} == {2}
 
 
-async def test_of_many_who_take_over_one_does(stores, job):
+async def test_of_many_that_reclaim_at_once_one_does(stores, job):
     await submit(stores, job)
     await upload(stores, job)
     await stores.queue.claim("dead", REFERENCE, count=1, block_s=1)
@@ -192,7 +112,7 @@ async def test_of_many_who_take_over_one_does(stores, job):
     assert sum(map(len, taken)) == 1
 
 
-async def test_a_kept_claim_is_not_taken_over(stores, job):
+async def test_a_claim_with_heartbeats_is_not_reclaimed(stores, job):
     await submit(stores, job)
     await upload(stores, job)
     claims = await stores.queue.claim("one", REFERENCE, count=1, block_s=1)
@@ -202,7 +122,7 @@ async def test_a_kept_claim_is_not_taken_over(stores, job):
     assert await stores.queue.reclaim("two", REFERENCE, idle_s=1.0, count=1) == []
 
 
-async def test_who_lost_a_claim_cannot_keep_or_release_it(stores, job):
+async def test_a_consumer_that_lost_a_claim_cannot_keep_or_release_it(stores, job):
     await submit(stores, job)
     await upload(stores, job)
     claims = await stores.queue.claim("one", REFERENCE, count=1, block_s=1)
@@ -223,7 +143,7 @@ async def test_a_released_shard_is_taken_at_once_and_counts_no_delivery(stores, 
     assert await stores.queue.depth() == 0
 
 
-async def test_a_claim_tells_when_its_shard_was_queued_whoever_had_it_in_between(stores, job):
+async def test_a_claim_tells_when_its_shard_was_queued_first(stores, job):
     await submit(stores, job)
     before_s = time.time()
     await upload(stores, job)
@@ -236,7 +156,7 @@ async def test_a_claim_tells_when_its_shard_was_queued_whoever_had_it_in_between
     assert first.queued_at_s == again.queued_at_s == taken.queued_at_s
 
 
-async def test_deliveries_add_up_over_releases_and_take_overs(stores, job):
+async def test_deliveries_add_up_over_releases_and_reclaims(stores, job):
     await submit(stores, job)
     await upload(stores, job)
     await stores.queue.claim("one", REFERENCE, count=1, block_s=1)
@@ -248,7 +168,7 @@ async def test_deliveries_add_up_over_releases_and_take_overs(stores, job):
     assert claim.deliveries == 3
 
 
-async def test_who_was_given_up_may_still_finish_what_was_queued_again(stores, job):
+async def test_a_consumer_presumed_dead_may_still_complete_what_was_queued_again(stores, job):
     await submit(stores, job)
     await upload(stores, job)
     (slow,) = await stores.queue.claim("slow", REFERENCE, count=1, block_s=1)
@@ -264,7 +184,7 @@ async def end_by(stores, job, how):
     if how == "decision":
         await stores.decisions.decide(decision(job), keep_s=60)
     elif how == "letter":
-        await stores.decisions.dead_letter(letter(job))
+        await stores.decisions.dead_letter(dead_letter(job))
     else:
         await stores.decisions.dead_letter_overdue(now_s=time.time() + 1000)
 
@@ -294,3 +214,44 @@ async def test_the_queue_tells_its_depth_and_the_age_of_its_oldest(stores, job):
     assert await stores.queue.depth() == 3
     age = await stores.queue.oldest_age_s(now_s=time.time() + 100)
     assert 99 < age < 105
+
+
+NEWER = REFERENCE.model_copy(update={"version": "2"})
+
+
+async def test_queue_states_tell_what_waits_by_job_and_what_is_being_scored(stores):
+    assert await stores.queue.queue_states() == []
+    for name, shards in (("a", 3), ("b", 1)):
+        await stores.jobs.create_job(spec(name), now_s=1.0)
+        await submit(stores, name)
+        await upload(stores, name, shards=shards)
+    await submit(stores, "b", "newer", reference=NEWER)
+    await upload(stores, "b", "newer", version="2")
+    await stores.queue.claim("c", REFERENCE, count=2, block_s=0)
+    assert await stores.queue.queue_states() == [
+        QueueState(model="ref", version="1", waiting={"a": 2}, scoring=2),
+        QueueState(model="ref", version="2", waiting={"b": 1}, scoring=0),
+    ]
+
+
+async def test_a_scorer_of_another_version_claims_and_reclaims_nothing(stores, job):
+    await submit(stores, job)
+    await upload(stores, job, shards=2)
+    assert await stores.queue.claim("newer", NEWER, count=1, block_s=0.05) == []
+    assert len(await stores.queue.claim("c", REFERENCE, count=1, block_s=0)) == 1
+    assert await stores.queue.reclaim("newer", NEWER, idle_s=0, count=9) == []
+    assert len(await stores.queue.reclaim("d", REFERENCE, idle_s=0, count=9)) == 1
+
+
+async def test_two_versions_are_scored_side_by_side(stores, job):
+    await submit(stores, job, "old")
+    await submit(stores, job, "new", reference=NEWER)
+    await upload(stores, job, "old")
+    await upload(stores, job, "new", version="2")
+    (newer,) = await stores.queue.claim("c", NEWER, count=9, block_s=0)
+    (older,) = await stores.queue.claim("c", REFERENCE, count=9, block_s=0)
+    assert (newer.shard.super_batch_id, older.shard.super_batch_id) == ("new", "old")
+    await stores.queue.heartbeat("c", [newer, older])
+    await stores.queue.complete(newer, result_of(newer))
+    await stores.queue.release("c", [older])
+    assert await stores.queue.depth() == 1

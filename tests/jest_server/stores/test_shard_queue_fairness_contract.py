@@ -1,17 +1,20 @@
-"""Whose shard is taken next, by every stores: turns of jobs, deadlines inside a job, a line for each version."""
+"""Which shard every ShardQueue hands out next: jobs by weight, inside a job by deadline."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 
 import pytest
 
 from jest_server.domain.fair_queueing import StartTimeFairQueue
-from support.super_batches import REFERENCE, result_of, spec, submit, upload
-
-NEWER = REFERENCE.model_copy(update={"version": "2"})
+from support.super_batches import (
+    REFERENCE,
+    result_of,
+    spec,
+    submit,
+    upload,
+)
 
 
 async def fill(stores, name, *, weight=1.0, shards, super_batch_id="sb", **fields):
@@ -57,7 +60,7 @@ async def test_shares_are_the_weights_over_ten_thousand_takes(stores):
         turns.take(job, cost=1 / WEIGHTS[job])
 
 
-async def test_a_deep_queue_does_not_starve_who_needs_one_now(stores):
+async def test_a_deep_queue_does_not_starve_a_job_with_one_shard(stores):
     await fill(stores, "deep", shards=50)
     await jobs_of(stores, 20)
     await fill(stores, "one", shards=1)
@@ -98,73 +101,8 @@ async def test_a_released_shard_takes_its_place_by_deadline_again(stores):
     assert again.shard.super_batch_id == "soon"
 
 
-async def test_shards_that_nobody_takes_any_more_cost_their_job_no_turn(stores):
+async def test_shards_that_are_removed_are_not_charged_to_their_job(stores):
     await fill(stores, "a", shards=5)
     await fill(stores, "b", shards=5)
     await stores.jobs.delete_job("a")
     assert await jobs_of(stores, 5) == ["b"] * 5
-
-
-async def test_who_serves_another_version_gets_and_takes_over_nothing(stores, job):
-    await submit(stores, job)
-    await upload(stores, job, shards=2)
-    assert await stores.queue.claim("newer", NEWER, count=1, block_s=0.05) == []
-    assert len(await stores.queue.claim("c", REFERENCE, count=1, block_s=0)) == 1
-    assert await stores.queue.reclaim("newer", NEWER, idle_s=0, count=9) == []
-    assert len(await stores.queue.reclaim("d", REFERENCE, idle_s=0, count=9)) == 1
-
-
-async def test_two_versions_are_scored_side_by_side(stores, job):
-    await submit(stores, job, "old")
-    await submit(stores, job, "new", reference=NEWER)
-    await upload(stores, job, "old")
-    await upload(stores, job, "new", version="2")
-    (newer,) = await stores.queue.claim("c", NEWER, count=9, block_s=0)
-    (older,) = await stores.queue.claim("c", REFERENCE, count=9, block_s=0)
-    assert (newer.shard.super_batch_id, older.shard.super_batch_id) == ("new", "old")
-    await stores.queue.heartbeat("c", [newer, older])
-    await stores.queue.complete(newer, result_of(newer))
-    await stores.queue.release("c", [older])
-    assert await stores.queue.depth() == 1
-
-
-async def test_of_two_versions_that_are_served_the_one_announced_last_for_the_first_time_is_taken(stores):
-    await stores.jobs.announce_reference(REFERENCE, ttl_s=60)
-    await asyncio.sleep(0.01)
-    await stores.jobs.announce_reference(NEWER, ttl_s=0.5)
-    await stores.jobs.announce_reference(REFERENCE, ttl_s=60)
-    assert await stores.jobs.get_reference("ref") == NEWER
-    await asyncio.sleep(0.6)
-    assert await stores.jobs.get_reference("ref") == REFERENCE
-    await stores.jobs.announce_reference(NEWER, ttl_s=60)  # back after a pause
-    assert await stores.jobs.get_reference("ref") == NEWER
-
-
-async def test_what_waits_for_a_version_that_was_replaced_is_set_aside(stores, job):
-    for super_batch_id in ("waits", "taken"):
-        await submit(stores, job, super_batch_id)
-        await upload(stores, job, super_batch_id)
-    (claim,) = await stores.queue.claim("c", REFERENCE, count=1, block_s=0)
-    await stores.jobs.announce_reference(REFERENCE, ttl_s=0.1)
-    await stores.jobs.announce_reference(NEWER, ttl_s=60)
-    await submit(stores, job, "newer", reference=NEWER)
-    await upload(stores, job, "newer", version="2")
-    assert await stores.decisions.dead_letter_unserved(grace_s=0.0, now_s=7.0) == []
-    await asyncio.sleep(0.3)
-    assert await stores.decisions.dead_letter_unserved(grace_s=60.0, now_s=7.0) == []
-    letters = await stores.decisions.dead_letter_unserved(grace_s=0.1, now_s=7.0)
-    assert sorted(letter.super_batch_id for letter in letters) == ["taken", "waits"]
-    assert {letter.reason for letter in letters} == {"REFERENCE_CHANGED"}
-    assert "'ref' is not served in version '1' any more, but in ['2']" in letters[0].detail
-    await stores.queue.complete(claim, result_of(claim))
-    assert await stores.queue.depth() == 1
-    assert await stores.decisions.dead_letter_unserved(grace_s=0.1, now_s=7.0) == []
-
-
-async def test_nothing_is_set_aside_while_no_version_is_served(stores, job):
-    """The reference model being away is not the super-batches' fault."""
-    await submit(stores, job)
-    await upload(stores, job)
-    await stores.jobs.announce_reference(REFERENCE, ttl_s=0.05)
-    await asyncio.sleep(0.2)
-    assert await stores.decisions.dead_letter_unserved(grace_s=0.0, now_s=7.0) == []
