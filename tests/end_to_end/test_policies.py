@@ -59,8 +59,6 @@ def test_a_late_reference_is_done_without_as_a_job_without_one_would(stack, spea
 
 
 async def test_a_scheduled_jobs_decision_is_computed_again_from_what_the_store_kept(stack, speaker):
-    if stack.valkey is None:
-        pytest.skip("the store is in the selector's memory")
     policy = jobs_pb2.SelectionPolicy(
         num_chunks=2,
         scoring=jobs_pb2.SCORING_HARD_LEARNER,

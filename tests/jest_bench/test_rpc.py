@@ -17,7 +17,6 @@ from jest_bench import rpc, served
 from jest_bench.commands import app
 from jest_bench.health import HealthProbe
 from jest_bench.ranks import STAGES, Call, RankProcesses
-from jest_server.local.valkey_server import ValkeyServer
 
 SMALL = rpc.Options(rows=200, width=16, ranks=(1, 2), num_chunks=4, runs=1)
 
@@ -26,18 +25,9 @@ def call_with(positions):
     return Call(positions=positions, total=1.0, encoded=0.1, sent=0.2, stages={}, sent_bytes=0)
 
 
-@pytest.fixture(params=["with Valkey", "without Valkey"])
-def valkey_or_not(request, monkeypatch):
-    if request.param == "without Valkey":
-        monkeypatch.setattr(ValkeyServer, "available", staticmethod(lambda: "none is installed"))
-    elif ValkeyServer.available() is not None:
-        pytest.skip(ValkeyServer.available())
-    return request.param
-
-
-def test_a_run_measures_every_number_of_ranks_and_says_what_the_selector_stands_on(valkey_or_not):
+def test_a_run_measures_every_number_of_ranks_and_says_what_the_selector_stands_on():
     result = rpc.measure(SMALL, lambda _: None)
-    assert ("none is installed" in result["stands_on"]) == (valkey_or_not == "without Valkey")
+    assert result["stands_on"] in ("queue and cache in Valkey", "queue and cache in Redis")
     assert [row["ranks"] for row in result["ranks"]] == [1, 2]
     for row in result["ranks"]:
         assert row["received_bytes"] == 2 * SMALL.rows * SMALL.width * 2

@@ -1,4 +1,4 @@
-"""What the use cases need from the outside world; each has a real adapter and an in-memory twin in `stores`."""
+"""What the use cases need from the outside world; each port has an adapter, and an in-memory twin in the tests."""
 
 from __future__ import annotations
 

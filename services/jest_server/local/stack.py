@@ -68,10 +68,7 @@ class Stack:
         self.failure: ServerStartError | None = None
         self.stand_ins: list[str] = []
         self.servers: dict[str, ManagedServer] = {}
-        self.valkey: ValkeyServer | None = None
         self.triton: TritonServer | None = None
-        self.scorer: JestProcess | None = None
-        self.control: JestProcess | None = None
         self._model_repository = model_repository
         self._reference_model = reference_model
         self._port = port
@@ -149,24 +146,18 @@ class Stack:
         found = {
             "selector (gRPC)": self.address,
             "selector metrics": f"http://{LOOPBACK}:{self.selector.metrics_port}/metrics",
+            "scorer metrics": f"http://{LOOPBACK}:{self.scorer.metrics_port}/metrics",
+            "control (REST)": f"http://{LOOPBACK}:{self.control.port}/v1/jobs",
+            "queue and cache": self.valkey.url,
         }
-        if self.scorer is not None:
-            found["scorer metrics"] = f"http://{LOOPBACK}:{self.scorer.metrics_port}/metrics"
-        if self.control is not None:
-            found["control (REST)"] = f"http://{LOOPBACK}:{self.control.port}/v1/jobs"
-        if self.valkey is not None:
-            found["queue and cache"] = self.valkey.url
         if self.triton is not None:
             found["Triton (gRPC)"] = self.triton.grpc_url
             found["Triton metrics"] = self.triton.metrics_url
         return found
 
     def _choose_servers(self) -> None:
-        no_valkey, no_triton = ValkeyServer.available(), TritonServer.available()
-        if no_valkey is None:
-            self.servers["valkey"] = self.valkey = ValkeyServer(self.data_dir / "valkey")
-        else:
-            self.stand_ins.append(f"queue and cache are in the selector's memory, because {no_valkey}")
+        self.servers["valkey"] = self.valkey = ValkeyServer(self.data_dir / "valkey")
+        no_triton = TritonServer.available()
         if no_triton is None:
             self.servers["triton"] = self.triton = TritonServer(self._model_repository, self.data_dir)
         else:
@@ -192,10 +183,6 @@ class Stack:
             scoring |= {"reference_backend": "in_process", "model_repository": self._model_repository}
         else:
             scoring |= {"triton_url": self.triton.grpc_url}
-        if self.valkey is None:
-            module = "jest_server.local.single_process"
-            self.selector = JestProcess("server", module, log / "server.log", shared | scoring, port=self._port)
-            return {"selector": self.selector}
         shared |= {"queue_url": f"{self.valkey.url}/0", "cache_url": f"{self.valkey.url}/1"}
         self.scorer = JestProcess("scorer", "jest_server.scorer", log / "scorer.log", shared | scoring)
         self.selector = JestProcess("selector", "jest_server.selector", log / "selector.log", shared, port=self._port)

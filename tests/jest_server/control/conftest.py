@@ -13,9 +13,9 @@ from jest_server.control.guard import Guard
 from jest_server.runtime.metrics import ControlMetrics
 from jest_server.runtime.security.rate import CallRates
 from jest_server.runtime.settings import ControlSettings
-from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
-from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.use_cases.jobs import JobRegistry
+from support.memory_stores.embedding_cache import MemoryEmbeddingCache
+from support.memory_stores.stores import open_memory_stores
 from support.super_batches import REFERENCE, spec
 
 

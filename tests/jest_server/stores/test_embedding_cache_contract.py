@@ -15,9 +15,9 @@ from jest_server.domain.references import ReferenceInfo
 from jest_server.domain.storage import Lease
 from jest_server.runtime.metrics import EmbeddingFileMetrics
 from jest_server.stores.embedding_files.files import EmbeddingFiles
-from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
 from jest_server.stores.redis.embedding_cache import RedisEmbeddingCache
 from jest_server.stores.tiered_cache import TieredEmbeddingCache
+from support.memory_stores.embedding_cache import MemoryEmbeddingCache
 from support.servers import QUEUE_KINDS, queue_server_of
 
 VALUE = bytes(range(16))

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from jest_server.domain.errors import JestServerError
 from jest_server.domain.super_batches import Limits, SuperBatchRef
-from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.stores.redis.stores import open_redis_stores
+from support.memory_stores.stores import open_memory_stores
 from support.servers import QUEUE_KINDS, queue_server_of
 from support.super_batches import (
     REFERENCE,

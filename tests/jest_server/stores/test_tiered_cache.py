@@ -10,9 +10,9 @@ from jest_server.domain.errors import StoreUnavailable
 from jest_server.runtime.metrics import EmbeddingFileMetrics
 from jest_server.runtime.settings import ProcessSettings
 from jest_server.stores.embedding_files.files import EmbeddingFiles
-from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
 from jest_server.stores.tiered_cache import TieredEmbeddingCache, with_embedding_files
 from support.embedding_shards import embeddings_of, reference_info, write_shard
+from support.memory_stores.embedding_cache import MemoryEmbeddingCache
 
 WIDTH = 32
 INFO = reference_info(embedding_width=WIDTH)

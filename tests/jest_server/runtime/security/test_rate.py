@@ -17,8 +17,8 @@ from jest_server.runtime.security import rate
 from jest_server.runtime.security.rate import BURST_S, CallRates, RateLimit
 from jest_server.runtime.settings import ProcessSettings
 from jest_server.selector.service import JobServicer
-from jest_server.stores.memory.stores import open_memory_stores
 from jest_server.use_cases.jobs import JobRegistry
+from support.memory_stores.stores import open_memory_stores
 
 
 def limit_of(calls_per_s):

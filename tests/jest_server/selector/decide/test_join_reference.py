@@ -5,7 +5,7 @@ from jest_server.domain.errors import ReferenceMissing
 from jest_server.domain.shards import ShardResult
 from jest_server.domain.super_batches import SuperBatch
 from jest_server.selector.decide import join_reference
-from jest_server.stores.memory.embedding_cache import MemoryEmbeddingCache
+from support.memory_stores.embedding_cache import MemoryEmbeddingCache
 from support.super_batches import REFERENCE, submission
 
 WIDTH = REFERENCE.embedding_width

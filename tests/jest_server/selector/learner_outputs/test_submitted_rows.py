@@ -8,7 +8,7 @@ from jest_server.domain.errors import SuperBatchUnknown, WaitTimeout
 from jest_server.domain.super_batches import SuperBatchRef
 from jest_server.selector.learner_outputs.request import ANSWER_MARGIN_S, SelectRequest
 from jest_server.selector.learner_outputs.submitted_rows import SubmittedRows
-from jest_server.stores.memory.stores import open_memory_stores
+from support.memory_stores.stores import open_memory_stores
 from support.super_batches import spec, submit
 
 

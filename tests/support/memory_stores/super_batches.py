@@ -10,14 +10,14 @@ from typing_extensions import override
 from jest_server.domain.errors import JobUnknown
 from jest_server.domain.ports import SuperBatchStore
 from jest_server.domain.super_batches import SubmitResult, SubmitStatus, SuperBatch, SuperBatchEvent, UploadStatus
-from jest_server.stores.memory.state import InFlight
+from support.memory_stores.state import InFlight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
     from jest_server.domain.shards import Shard, ShardResult
     from jest_server.domain.super_batches import Limits, Submission, SuperBatchRef
-    from jest_server.stores.memory.state import MemoryState
+    from support.memory_stores.state import MemoryState
 
 EVENTS_KEPT = 4096
 """Events that a listener has not taken yet; beyond these the oldest are dropped."""

@@ -10,12 +10,12 @@ from typing_extensions import override
 from jest_server.domain.jobs import Counters, Job
 from jest_server.domain.ports import JobStore
 from jest_server.domain.references import Announced
-from jest_server.stores.memory.state import AnnouncedVersion, JobState
+from support.memory_stores.state import AnnouncedVersion, JobState
 
 if TYPE_CHECKING:
     from jest_server.domain.jobs import JobSpec
     from jest_server.domain.references import ReferenceInfo
-    from jest_server.stores.memory.state import MemoryState
+    from support.memory_stores.state import MemoryState
 
 
 class MemoryJobStore(JobStore):

@@ -13,13 +13,13 @@ from jest_server.domain.decisions import DECISIONS_KEPT
 from jest_server.domain.errors import DeadLettered, SuperBatchUnknown
 from jest_server.domain.ports import DecisionLog
 from jest_server.domain.super_batches import SuperBatchRef
-from jest_server.stores.memory.state import InFlight
+from support.memory_stores.state import InFlight
 
 if TYPE_CHECKING:
     from jest_server.domain.decisions import Decision
     from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.super_batches import Limits
-    from jest_server.stores.memory.state import MemoryState
+    from support.memory_stores.state import MemoryState
 
 DEAD_LETTERS_KEPT = 1000
 INPUTS_KEPT = 100

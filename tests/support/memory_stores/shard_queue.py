@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.shards import ShardResult
-    from jest_server.stores.memory.state import MemoryState, QueuedShard
+    from support.memory_stores.state import MemoryState, QueuedShard
 
 
 class MemoryShardQueue(ShardQueue):

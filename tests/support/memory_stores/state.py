@@ -17,7 +17,7 @@ from jest_server.domain.ports import StoreConnection
 from jest_server.domain.storage import MemoryUse
 from jest_server.domain.super_batches import Limits, SuperBatchEvent, SuperBatchRef
 from jest_server.domain.tenants import prefix_of
-from jest_server.stores.memory.model_queue import ModelQueue, Place
+from support.memory_stores.model_queue import ModelQueue, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -6,11 +6,11 @@ The same promises as the real ones, except that everything is gone with the proc
 from __future__ import annotations
 
 from jest_server.domain.ports import Stores
-from jest_server.stores.memory.decisions import MemoryDecisionLog
-from jest_server.stores.memory.jobs import MemoryJobStore
-from jest_server.stores.memory.shard_queue import MemoryShardQueue
-from jest_server.stores.memory.state import MemoryState
-from jest_server.stores.memory.super_batches import MemorySuperBatchStore
+from support.memory_stores.decisions import MemoryDecisionLog
+from support.memory_stores.jobs import MemoryJobStore
+from support.memory_stores.shard_queue import MemoryShardQueue
+from support.memory_stores.state import MemoryState
+from support.memory_stores.super_batches import MemorySuperBatchStore
 
 
 def open_memory_stores() -> Stores:
