@@ -174,7 +174,7 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
         self._arrived("SubmitSuperBatch", request, context)
         name = (request.job, request.super_batch_id, request.rank)
         if request.super_batch_id in self.dead:
-            fail(grpc.StatusCode.ABORTED, "DEAD_LETTERED", "it was set aside: EXPIRED")(context)
+            fail(grpc.StatusCode.ABORTED, "DEAD_LETTERED", "it was dead-lettered: EXPIRED")(context)
         if self.submissions.setdefault(name, request) != request:
             fail(grpc.StatusCode.ALREADY_EXISTS, "SUPER_BATCH_CONFLICT", "submitted before with other keys")(context)
         if not self.jobs[request.job].reference_model:
@@ -206,7 +206,7 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
         if spec.reference_model and not self.cached.issuperset(submission.example_keys):
             fail(grpc.StatusCode.FAILED_PRECONDITION, "REFERENCE_MISSING", "submit again")(context)
         if header.super_batch_id in self.dead:
-            fail(grpc.StatusCode.ABORTED, "DEAD_LETTERED", "it was set aside: MODEL_ERROR")(context)
+            fail(grpc.StatusCode.ABORTED, "DEAD_LETTERED", "it was dead-lettered: MODEL_ERROR")(context)
         rows_of_ranks = self._rows[header.job, header.super_batch_id]
         with self._changed:
             rows_of_ranks[header.rank] = rows

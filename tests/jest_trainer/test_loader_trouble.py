@@ -21,7 +21,7 @@ from support.polling import within
 
 Code = grpc.StatusCode
 MISSING = fail(Code.FAILED_PRECONDITION, "REFERENCE_MISSING", "evicted since submission")
-DEAD = fail(Code.ABORTED, "DEAD_LETTERED", "set aside: MODEL_ERROR")
+DEAD = fail(Code.ABORTED, "DEAD_LETTERED", "dead-lettered: MODEL_ERROR")
 
 
 def endless():

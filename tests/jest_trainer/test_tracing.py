@@ -136,13 +136,13 @@ def test_a_refusal_is_in_the_trace(server, make_loop, collector):
 @pytest.mark.parametrize("known_early", [True, False])
 def test_a_super_batch_that_is_set_aside_says_why(server, make_loop, collector, known_early):
     server.script["SubmitSuperBatch" if known_early else "SelectSubBatch"].append(
-        fail(grpc.StatusCode.ABORTED, "DEAD_LETTERED", "set aside: MODEL_ERROR")
+        fail(grpc.StatusCode.ABORTED, "DEAD_LETTERED", "dead-lettered: MODEL_ERROR")
     )
     list(make_loop(super_batches(2)))
     tracing.stop()
     assert outcomes(collector) == ["dead_lettered", "selected"]
     (root,) = collector.named("sdk.super_batch", outcome="dead_lettered")
-    assert (root.status, "set aside: MODEL_ERROR" in root.message) == ("error", True)
+    assert (root.status, "dead-lettered: MODEL_ERROR" in root.message) == ("error", True)
 
 
 def test_a_fallback_is_told_with_its_reason(server, make_loop, collector):

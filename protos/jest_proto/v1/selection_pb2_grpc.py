@@ -92,7 +92,7 @@ class SelectionServiceServicer(object):
         lacking have not been uploaded. Submit again: the answer names the rows to upload.
         UNAVAILABLE (REFERENCE_TIMEOUT): no reference embeddings within the job's reference_timeout and its fallback is FAIL.
         DEADLINE_EXCEEDED (WAITING_FOR_RANKS, WAITING_FOR_REFERENCE): the message names who has not come.
-        ABORTED (DEAD_LETTERED): the super-batch could not be scored and was set aside; the message says why. Go on with the next.
+        ABORTED (DEAD_LETTERED): the super-batch will never get a decision; the message says why. Continue with the next one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

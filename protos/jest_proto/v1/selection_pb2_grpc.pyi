@@ -71,7 +71,7 @@ class SelectionServiceStub:
     lacking have not been uploaded. Submit again: the answer names the rows to upload.
     UNAVAILABLE (REFERENCE_TIMEOUT): no reference embeddings within the job's reference_timeout and its fallback is FAIL.
     DEADLINE_EXCEEDED (WAITING_FOR_RANKS, WAITING_FOR_REFERENCE): the message names who has not come.
-    ABORTED (DEAD_LETTERED): the super-batch could not be scored and was set aside; the message says why. Go on with the next.
+    ABORTED (DEAD_LETTERED): the super-batch will never get a decision; the message says why. Continue with the next one.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_selection_pb2.GetServerInfoRequest, _selection_pb2.GetServerInfoResponse]
     """GetServerInfo tells the server's version, limits and abilities."""
@@ -104,7 +104,7 @@ class SelectionServiceAsyncStub(SelectionServiceStub):
     lacking have not been uploaded. Submit again: the answer names the rows to upload.
     UNAVAILABLE (REFERENCE_TIMEOUT): no reference embeddings within the job's reference_timeout and its fallback is FAIL.
     DEADLINE_EXCEEDED (WAITING_FOR_RANKS, WAITING_FOR_REFERENCE): the message names who has not come.
-    ABORTED (DEAD_LETTERED): the super-batch could not be scored and was set aside; the message says why. Go on with the next.
+    ABORTED (DEAD_LETTERED): the super-batch will never get a decision; the message says why. Continue with the next one.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_selection_pb2.GetServerInfoRequest, _selection_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo tells the server's version, limits and abilities."""
@@ -152,7 +152,7 @@ class SelectionServiceServicer(metaclass=_abc_1.ABCMeta):
         lacking have not been uploaded. Submit again: the answer names the rows to upload.
         UNAVAILABLE (REFERENCE_TIMEOUT): no reference embeddings within the job's reference_timeout and its fallback is FAIL.
         DEADLINE_EXCEEDED (WAITING_FOR_RANKS, WAITING_FOR_REFERENCE): the message names who has not come.
-        ABORTED (DEAD_LETTERED): the super-batch could not be scored and was set aside; the message says why. Go on with the next.
+        ABORTED (DEAD_LETTERED): the super-batch will never get a decision; the message says why. Continue with the next one.
         """
 
     @_abc_1.abstractmethod
