@@ -16,7 +16,7 @@ from jest_server.reference.in_process import InProcessReferenceModel
 from jest_server.reference.repository import LoadedReference
 from jest_server.reference.triton import TritonReferenceModel, TritonSettings
 from support import slow_model
-from support.polling import within
+from support.polling import wait_for, within
 from support.references import export_slow_model, put_in_mood, tiny_examples
 from support.servers import triton_on
 from support.tiny_towers import NAP_S, SECRET, VOCABULARY, WIDTH, Mood
@@ -255,18 +255,18 @@ async def test_a_model_whose_process_died_is_not_ready_though_triton_says_so(con
 
 async def test_a_triton_that_stands_still_is_not_ready_within_the_deadline(connect, triton):
     model = connect(ready_timeout_s=0.5)
-    assert await model.ready()
+    await wait_for(model.ready)
     os.kill(triton.pid, signal.SIGSTOP)
     try:
         with within(1.5):
             assert not await model.ready()
     finally:
         os.kill(triton.pid, signal.SIGCONT)
-    assert await model.ready()
+    await wait_for(model.ready)
 
 
 async def test_a_triton_that_is_killed_and_comes_back_costs_time_only(connect, triton, seen):
-    model = connect(microbatch=1, concurrency=2, retries=20)
+    model = connect(microbatch=1, concurrency=2, retries=200)
     examples = tiny_examples(6)
     for row in range(6):
         put_in_mood(examples, row, Mood.SLOW)
