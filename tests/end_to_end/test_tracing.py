@@ -15,7 +15,6 @@ from jest_proto.v1 import selection_pb2, selection_pb2_grpc
 from jest_server.domain.shards import Shard
 from jest_server.local.stack import Stack
 from jest_server.local.triton_server import TritonServer
-from jest_server.local.valkey_server import ValkeyServer
 from jest_server.runtime.logs import _with_trace
 from jest_server.stores.redis.shard_codec import pack_shard, unpack_shard
 from jest_wire import tracing
@@ -106,8 +105,7 @@ def test_ranks_meet_in_one_trace_with_a_root_each(stack_repository, collector, u
         assert {s.parent_id for s in trace} <= {s.span_id for s in trace} | {""}
 
 
-def test_one_process_that_is_selector_and_scorer_records_the_same(stack_repository, collector, unique, monkeypatch):
-    monkeypatch.setattr(ValkeyServer, "available", staticmethod(lambda: "there is none"))
+def test_a_stack_without_triton_records_the_same(stack_repository, collector, unique, monkeypatch):
     monkeypatch.setattr(TritonServer, "available", staticmethod(lambda: "there is none"))
     with Stack(stack_repository) as stack:
         select_one(stack.address, unique("embedded"))
@@ -116,9 +114,9 @@ def test_one_process_that_is_selector_and_scorer_records_the_same(stack_reposito
     trace = {(s.service, s.name) for s in collector.spans() if s.trace_id == root.trace_id}
     assert trace >= {
         ("jest-trainer", "sdk.embed"),
-        ("jest-server", "selector.compute"),
-        ("jest-server", "scorer.queue"),
-        ("jest-server", "scorer.infer"),
+        ("jest-selector", "selector.compute"),
+        ("jest-scorer", "scorer.queue"),
+        ("jest-scorer", "scorer.infer"),
     }
 
 
