@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from torch.nn.utils.rnn import pack_sequence
 
 from jest_trainer._loop.take_rows import take_rows
@@ -260,6 +263,20 @@ def test_sparse_tensors_are_reduced_and_stay_sparse():
 def test_sparse_tensors_that_cannot_be_indexed_are_refused():
     with pytest.raises(ValueError, match=r"batch\['x'\] \(Tensor\) has layout torch.sparse_csr: use to_dense\(\)"):
         taken({"x": torch.eye(5).to_sparse_csr()})
+
+
+@pytest.fixture
+def one_rank():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_distributed_tensors_are_refused_because_only_their_owner_knows_whose_rows_they_hold():
+    value = distribute_tensor(torch.arange(5), init_device_mesh("cpu", (1,)))
+    with pytest.raises(ValueError, match=r"batch\['x'\] \(DTensor\) is distributed: put batch\['x'\].to_local\(\) or "):
+        taken({"x": value})
 
 
 class Tokens(UserDict):

@@ -79,6 +79,8 @@ class _Taker:
         return self._unknown(value, path)
 
     def _array(self, value: Any, path: str) -> Any:
+        if hasattr(value, "full_tensor") and value.ndim > 0:
+            self._refuse(path, value, f"is distributed: put {path}.to_local() or {path}.full_tensor() into the batch")
         length = _length(value)
         if length != self._rows:
             self._require_no_multiple(value, length, path)
@@ -86,8 +88,6 @@ class _Taker:
         self.found = True
         if isinstance(value, np.ndarray):
             return value[self._positions.numpy()]
-        if hasattr(value, "full_tensor"):
-            self._refuse(path, value, f"is distributed: put {path}.to_local() or {path}.full_tensor() into the batch")
         if value.is_nested:
             return _nested_rows(value, self._indices)
         index = self._positions.to(value.device)
