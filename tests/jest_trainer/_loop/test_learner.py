@@ -172,15 +172,34 @@ def test_a_batch_norm_in_eval_mode_gives_no_warning():
     run(closure(Tower(nn.BatchNorm1d(2)).eval()))
 
 
-def test_eval_in_embed_puts_each_module_back_into_the_mode_that_it_was_in():
+class Rewriting(nn.Module):
+    """Writes to a buffer what it holds already, as DistributedDataParallel does before each forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf))
+
+    def forward(self, batch):
+        self.mask.copy_(self.mask.clone())
+        return batch
+
+
+def test_buffers_that_are_written_but_not_changed_give_no_warning():
+    run(closure(Tower(Rewriting())))
+
+
+@pytest.mark.parametrize("wrap", [lambda tower: tower, lambda tower: torch.compile(tower, backend="eager")])
+def test_eval_in_embed_puts_each_module_back_into_the_mode_that_it_was_in(wrap):
     tower = Tower(nn.BatchNorm1d(2))
     tower.visual[0].eval()
+    model = wrap(tower)
 
     def embed(batch):
-        assert not any(module.training for module in tower.modules())
+        assert not any(module.training for module in model.modules())
         return tower(batch)
 
-    run(embed, model=tower, eval_in_embed=True)
+    run(embed, model=model, eval_in_embed=True)
+    assert model.training
     assert tower.training
     assert tower.visual[1].training
     assert not tower.visual[0].training
@@ -201,7 +220,7 @@ def test_eval_in_embed_ends_with_an_error_of_embed_too():
         ({"model": lambda batch: batch}, "model must be a torch.nn.Module, not function"),
     ],
 )
-def test_a_model_that_is_none_is_refused(options, message):
+def test_eval_in_embed_without_a_model_and_what_is_not_a_module_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Learner(embeddings, **options)
 

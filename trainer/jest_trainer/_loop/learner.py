@@ -18,6 +18,8 @@ from jest_trainer.outputs import ExampleLosses, PairLosses, check_outputs, warn_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch import Tensor
+
     from jest_core import SelectionPolicy
     from jest_trainer.outputs import LearnerOutputs
 
@@ -37,7 +39,7 @@ class Learner(Generic[Batch]):
         eval_in_embed: put `model` into eval mode for each run, and each of its modules back afterwards.
 
     Raises:
-        ValueError: `eval_in_embed` is set without a model, or the model is none.
+        ValueError: `eval_in_embed` is set without a model, or `model` is not a module.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Learner(Generic[Batch]):
             ValueError: it is not what the job's policy wants, or not of `rows` rows.
         """
         watched = self._updating_modules() if self._is_first else {}
-        before = {name: _states(module) for name, module in watched.items()}
+        before = {name: _copies(module) for name, module in watched.items()}
         with self._in_eval_mode():
             returned = self._embed(super_batch)
         for found in _row_counts(returned):
@@ -69,7 +71,7 @@ class Learner(Generic[Batch]):
         outputs = check_outputs("what embed returned", returned, policy, world_size=world_size)
         if self._is_first:
             self._is_first = False
-            _warn_of_updates([name for name, states in before.items() if states != _states(watched[name])])
+            _warn_of_updates([name for name, module in watched.items() if _differ(before[name], _own_buffers(module))])
             if isinstance(outputs, Embeddings):
                 warn_of_embeddings(outputs)
         return outputs
@@ -97,7 +99,7 @@ class Learner(Generic[Batch]):
             ".".join(filter(None, (root_name, name))) or "model": module
             for root_name, root in roots.items()
             for name, module in root.named_modules()
-            if module.training and any(True for _ in module.buffers(recurse=False))
+            if module.training and _own_buffers(module)
         }
 
 
@@ -127,12 +129,20 @@ def _modules_of(function: object) -> dict[str, nn.Module]:
     return modules
 
 
-def _states(module: nn.Module) -> list[tuple[int, int]]:
-    """Return what changes when a module updates its own buffers, in place or by replacement."""
-    return [
-        (id(buffer), -1 if buffer.is_inference() else buffer._version)  # noqa: SLF001 - torch's count of in-place changes
-        for buffer in module.buffers(recurse=False)
-    ]
+def _own_buffers(module: nn.Module) -> list[Tensor]:
+    return list(module.buffers(recurse=False))
+
+
+def _copies(module: nn.Module) -> list[Tensor]:
+    """Return what a module's own buffers hold; DistributedDataParallel writes also those that do not change."""
+    return [buffer.detach().clone() for buffer in _own_buffers(module)]
+
+
+def _differ(before: list[Tensor], after: list[Tensor]) -> bool:
+    return len(before) != len(after) or any(
+        old.dtype != new.dtype or old.device != new.device or not torch.equal(old, new)
+        for old, new in zip(before, after, strict=True)
+    )
 
 
 def _warn_of_updates(names: list[str]) -> None:
