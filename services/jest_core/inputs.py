@@ -86,7 +86,7 @@ def candidate_pool(
     if num_keys < sub_batch_size:
         raise ValueError(
             f"the super-batch ({size} rows) has {num_keys} distinct example keys, "
-            f"fewer than the sub-batch ({sub_batch_size})"
+            f"fewer than the sub-batch ({sub_batch_size}){_same_rows_hint(num_keys, size, world_size)}"
         )
     if policy.placement == "global":
         ranks_B, world_size = torch.zeros_like(ranks_B), 1
@@ -99,6 +99,13 @@ def candidate_pool(
     pool = CandidatePool(codes_B, num_keys, ranks_B, world_size, groups, device)
     pool.require_enough([share] * world_size)
     return pool
+
+
+def _same_rows_hint(num_keys: int, size: int, world_size: int) -> str:
+    """Name the usual cause where every rank may have brought the same rows."""
+    if world_size == 1 or num_keys * world_size > size:
+        return ""
+    return f"; if all {world_size} ranks load the same rows, give their DataLoaders a DistributedSampler"
 
 
 def chosen_rows(chosen: Sequence[int] | Tensor, size: int) -> Tensor:

@@ -97,6 +97,17 @@ def test_ranks_must_cover_every_row_and_be_able_to_give_their_share(ranks, messa
         select_sub_batch(TEN, TEN, POLICY, seed=0, rank_of_row=ranks)
 
 
+def test_ranks_that_bring_the_same_rows_are_named_as_the_cause_of_too_few_examples():
+    policy = SelectionPolicy(sub_batch_size=6, num_chunks=1, placement="global")
+    ranks, keys = torch.arange(10) // 5, list(range(5)) * 2
+    with pytest.raises(
+        ValueError, match=r"fewer than the sub-batch \(6\); if all 2 ranks load the same rows, .*DistributedSampler"
+    ):
+        select_sub_batch(TEN, TEN, policy, seed=0, rank_of_row=ranks, example_keys=keys)
+    with pytest.raises(ValueError, match=r"fewer than the sub-batch \(6\)$"):
+        select_sub_batch(TEN, TEN, policy, seed=0, example_keys=keys)
+
+
 def test_logits_that_overflow_are_an_error():
     huge = random_embeddings(10, seed=0, scale=3e38, bias=3e38)
     policy = SelectionPolicy(scoring="hard_learner", sub_batch_size=4, num_chunks=2, sampler="top_k")

@@ -52,7 +52,8 @@ class Rows(Dataset):
     def __getitem__(self, index):
         if self.client is not None:
             self.client.server_info()
-        return {"keys": f"k{index}", "row": index % 8, "image": torch.zeros(3, 2, 2, dtype=torch.uint8)}
+        image, tokens = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int32)
+        return {"keys": f"k{index}", "row": index % 8, "image": image, "tokens": tokens}
 
 
 def loop_over(job, super_batches, prefix):
@@ -60,7 +61,7 @@ def loop_over(job, super_batches, prefix):
         job,
         super_batches,
         keys=lambda batch: batch["keys"],
-        features=lambda batch: {"image": batch["image"]},
+        features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
         embed=embeddings,
         prefix=prefix,
     )

@@ -19,7 +19,7 @@ def main(address, rank, world_size, store):
             job,
             [super_batch(10 * step + rank) for step in range(3)],
             keys=lambda batch: batch["keys"],
-            features=lambda batch: {"image": batch["image"]},
+            features=lambda batch: {"image": batch["image"], "tokens": batch["tokens"]},
             embed=embeddings,
         )
         trained = [(d.super_batch_id, batch["keys"], d.super_batch_size) for batch, d in loop.with_decisions()]

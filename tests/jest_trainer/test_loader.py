@@ -74,12 +74,6 @@ def test_features_of_missing_rows_alone_are_uploaded(server, make_loop):
     }
 
 
-def test_features_are_not_even_asked_for_when_all_rows_are_cached(server, make_loop):
-    server.cached = {f"0-{row}" for row in range(8)}
-    list(make_loop(super_batches(1), features=lambda _batch: pytest.fail("asked for")))
-    assert server.count("UploadExamples") == 0
-
-
 @pytest.mark.parametrize(("wire_dtype", "name"), [("as_is", "FP32"), ("fp16", "FP16"), ("bf16", "BF16")])
 def test_embeddings_travel_in_the_wire_type(server, make_loop, wire_dtype, name):
     list(make_loop(super_batches(1), wire_dtype=wire_dtype))

@@ -299,7 +299,7 @@ def test_an_interpreter_that_ends_within_a_loop_ends_quietly(process_server):
         f"client = jest.Client({process_server[1]!r}, deadline_s=20)\n"
         "job = client.create_job('run', reference_model='r', policy=POLICY)\n"
         "loop = iter(jest.SelectedBatches(job, map(super_batch, itertools.count()), keys=lambda b: b['keys'],\n"
-        "    features=lambda b: {'image': b['image']}, embed=embeddings))\n"
+        "    features=lambda b: {'image': b['image'], 'tokens': b['tokens']}, embed=embeddings))\n"
         "print(next(loop)['step'])\n"
     )
     run = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True, check=False)

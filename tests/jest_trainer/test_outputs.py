@@ -59,6 +59,12 @@ def test_losses_that_the_scoring_needs_have_to_be_there(scoring, learner, refere
         check_outputs("outputs", jest.ExampleLosses(learner, reference), policy("per_example", scoring), world_size=1)
 
 
+@pytest.mark.parametrize("outputs", [(1, 2, 3), {"image_features": 1}])
+def test_a_model_s_own_outputs_are_refused_with_the_way_to_convert_them(outputs):
+    with pytest.raises(ValueError, match=r"the job's loss is 'sigmoid'; make it with Embeddings.from_outputs\("):
+        check_outputs("outputs", outputs, policy("sigmoid"), world_size=1)
+
+
 def test_uniform_choice_needs_no_losses_at_all():
     nothing = jest.ExampleLosses()
     assert check_outputs("outputs", nothing, policy("per_example", "uniform"), world_size=1) is nothing

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_args
 
 from jest_core import Schedule
 from jest_trainer._loop.distributed import resolve_rank
+from jest_trainer._loop.learner import Learner
 from jest_trainer._loop.loader_shape import LoaderShape
 from jest_trainer._loop.prefetch import Prefetch
 from jest_trainer._loop.read_batch import BatchReader
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from jest_trainer._rpc.features import Array
     from jest_trainer.job import Job
@@ -72,13 +73,18 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
         embed: what the learner makes of all rows. Under the losses `sigmoid` and `softmax` its `Embeddings`, normalised
             as its loss takes them, with its current scale and bias; under `pairwise` its `PairLosses`; under
             `per_example` the `ExampleLosses`.
-        features: the reference model's inputs by name, a row for each key. Only called when the server lacks some. Must
-            be given if the policy needs a reference model.
+        features: the reference model's inputs by name, a row for each key. Called when the server lacks some,
+            and without `sources` for the first super-batch, to check names and types. Must be given if the policy needs
+            a reference model.
         sources: where each row's example is, `URL.tar#KEY` or the URL of a picture, for the server to read what it
             lacks itself; None for a row that is uploaded. With it, `features` need only be given for such rows.
         group_labels: the group of each row, such as a concept: a string or an integer, None for a row of no group.
             Must be given if the policy has `max_per_group`.
-        take: reduces a batch to the rows at the given positions (int64, on the CPU); None handles the usual makes.
+        take: reduces a batch to the rows at the given positions (int64, on the CPU); None handles the usual types and
+            refuses what can be read in two ways (docs/batches.md).
+        model: what `embed` runs, for `eval_in_embed`.
+        eval_in_embed: put `model` into eval mode for `embed` and back, so that dropout is off and running statistics
+            (BatchNorm) count only what is trained on.
         rank: None asks torch.distributed.
         prefetch: how many super-batches to submit ahead, the same on every rank.
         prefix: distinguishes super-batches that have equal steps and other rows, such as `"epoch0-"`.
@@ -91,7 +97,7 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
         ValueError: a value is invalid.
     """
 
-    def __init__(  # noqa: PLR0913 - all that a loop decides; the last eleven have defaults
+    def __init__(  # noqa: PLR0913 - all that a loop decides; the last thirteen have defaults
         self,
         job: Job,
         super_batches: Iterable[Batch],
@@ -102,6 +108,8 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
         sources: Callable[[Batch], Iterable[str | None]] | None = None,
         group_labels: Callable[[Batch], Iterable[Any]] | None = None,
         take: Callable[[Batch, Tensor], Batch] | None = None,
+        model: nn.Module | None = None,
+        eval_in_embed: bool = False,
         rank: int | None = None,
         prefetch: int = 2,
         prefix: str = "",
@@ -118,7 +126,7 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
             )
         self._reader = BatchReader(
             keys=keys,
-            embed=embed,
+            learner=Learner(embed, model=model, eval_in_embed=eval_in_embed),
             features=features,
             sources=sources,
             group_labels=group_labels,

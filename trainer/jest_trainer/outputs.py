@@ -6,6 +6,9 @@ square, and the losses of learner and reference come one by one.
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from jest_core import SelectionPolicy
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_SAMPLED_ROWS = 16
+_LENGTH_TOLERANCE = 0.01
+"""Rounding to bfloat16 changes a length by less than half of this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,9 +103,11 @@ def check_outputs(source: str, outputs: object, policy: SelectionPolicy, *, worl
     """
     kind = _TYPES[OUTPUT_KINDS[policy.loss]]
     if not isinstance(outputs, kind):
+        model_s_own = kind is Embeddings and isinstance(outputs, Mapping | tuple)
+        hint = "; make it with Embeddings.from_outputs(...)" if model_s_own else ""
         raise ValueError(  # noqa: TRY004 - bad input is always ValueError
             f"{source} must be jest_trainer.{kind.__name__}, not {_type_name(outputs)}: "
-            f"the job's loss is {policy.loss!r}"
+            f"the job's loss is {policy.loss!r}{hint}"
         )
     if isinstance(outputs, ExampleLosses):
         needed = (("learner", policy.scores_learner), ("reference", policy.scores_reference))
@@ -111,6 +120,27 @@ def check_outputs(source: str, outputs: object, policy: SelectionPolicy, *, worl
             f"{len(outputs)} rows: the job has one rank"
         )
     return outputs
+
+
+def warn_of_embeddings(embeddings: Embeddings) -> None:
+    """Warn of rows that are not normalised (of a sample), and of a scale that looks like a logarithm."""
+    sample = slice(None, None, math.ceil(len(embeddings) / _SAMPLED_ROWS))
+    for name in ("image", "text"):
+        lengths = getattr(embeddings, name)[sample].detach().double().norm(dim=1)
+        worst = lengths[(lengths - 1).abs().argmax()].item()
+        if abs(worst - 1) > _LENGTH_TOLERANCE:
+            warnings.warn(
+                f"the learner's {name} embeddings are not normalised: a row has length {worst:.4g}, expected 1. Scores "
+                "are then of other logits than the loss's, unless it takes them so as well: embed should return "
+                f"torch.nn.functional.normalize({name}, dim=-1).",
+                stacklevel=2,
+            )
+    if math.log(10) - 0.005 <= embeddings.scale <= math.log(100) + 0.005:
+        warnings.warn(
+            f"the learner's scale ({embeddings.scale:.4g}) looks like a logarithm: {embeddings.scale:.4g} is the log "
+            f"of {math.exp(embeddings.scale):.4g}. Embeddings takes the multiplier itself: scale=logit_scale.exp().",
+            stacklevel=2,
+        )
 
 
 def scoring_and_loss(policy: SelectionPolicy) -> str:

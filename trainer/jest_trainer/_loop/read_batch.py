@@ -7,7 +7,6 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from jest_trainer._loop.learner import embed_super_batch
 from jest_trainer._loop.take_rows import take_rows
 from jest_trainer._rpc.features import check_features
 from jest_trainer._rpc.keys import key_strings, label_strings, source_strings
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jest_core import SelectionPolicy
+    from jest_trainer._loop.learner import Learner
     from jest_trainer._rpc.features import Array
     from jest_trainer.job import Job
     from jest_trainer.outputs import LearnerOutputs
@@ -32,12 +32,17 @@ class BatchReader(Generic[Batch]):
     """The functions and the key that were given to `SelectedBatches`, where they are described."""
 
     keys: Callable[[Batch], Iterable[Any]]
-    embed: Callable[[Batch], LearnerOutputs]
+    learner: Learner[Batch]
     features: Callable[[Batch], Mapping[str, Array]] | None = None
     sources: Callable[[Batch], Iterable[str | None]] | None = None
     group_labels: Callable[[Batch], Iterable[Any]] | None = None
     take: Callable[[Batch, Tensor], Batch] | None = None
     decision_key: str | None = None
+
+    @property
+    def reads_features_of_all_rows(self) -> bool:
+        """Whether `features` works for every batch; with `sources` it may only for rows that have none."""
+        return self.features is not None and self.sources is None
 
     def require_inputs_of(self, policy: SelectionPolicy) -> None:
         """Raise a ValueError if the policy needs something that no function reads."""
@@ -68,7 +73,7 @@ class BatchReader(Generic[Batch]):
 
     def read_outputs(self, batch: Batch, rows: int, job: Job) -> LearnerOutputs:
         """Return what the learner makes of all rows."""
-        return embed_super_batch(self.embed, batch, rows=rows, policy=job.policy, world_size=job.world_size)
+        return self.learner.outputs(batch, rows=rows, policy=job.policy, world_size=job.world_size)
 
     def reduce(self, batch: Batch, rows: int, decision: SubBatch) -> Batch:
         """Return the batch with only the chosen rows, and with the decision if it has a key."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from jest_trainer._rpc.deadlines import Cancelled
-from jest_trainer._rpc.features import parts
+from jest_trainer._rpc.features import check_reference_inputs, parts
 from jest_trainer.errors import DEAD_LETTERED, JestError
 from jest_wire import tracing
 
@@ -54,6 +54,7 @@ class Submitter(Generic[Batch]):
         self._reader = reader
         self._rank = rank
         self._prefix = prefix
+        self._unchecked = job.reference  # until the first features were compared with its inputs
 
     def submit_ahead(
         self, step: int, batch: Batch, cancellation: Cancellation, is_awaited: Callable[[], bool]
@@ -87,10 +88,14 @@ class Submitter(Generic[Batch]):
             sources=submission.sources,
         )
         missing = submitted.missing_positions
-        if not missing:
+        unchecked = self._unchecked
+        if not missing and (unchecked is None or not self._reader.reads_features_of_all_rows):
             return
         with submission.span.child("sdk.features"):
             features = self._reader.read_features(submission.batch, len(submission.keys), missing=len(missing))
+        if unchecked is not None:
+            check_reference_inputs(features, unchecked)
+            self._unchecked = None
         for part, tensors in parts(features, missing):
             submission.calls.upload(missing[part], tensors, deadline)
 
