@@ -56,14 +56,21 @@ def checked_embedding(
     """
     expected = (examples, info.embedding_width)
     if array is None:
-        raise _broken(info, output, "is missing")
+        raise broken_output(info, output, "is missing")
     if array.dtype != np.float32 or array.shape != expected:
-        raise _broken(info, output, f"is {array.dtype} {list(array.shape)}, expected float32 {list(expected)}")
+        raise broken_output(info, output, f"is {array.dtype} {list(array.shape)}, expected float32 {list(expected)}")
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         rows = np.flatnonzero(~finite)
-        raise _broken(info, output, f"has NaN or infinity in {rows.size} of {examples} rows, first in row {rows[0]}")
+        raise broken_output(
+            info, output, f"has NaN or infinity in {rows.size} of {examples} rows, first in row {rows[0]}"
+        )
     return array
+
+
+def broken_output(info: ReferenceInfo, output: str, problem: str) -> ReferenceModelError:
+    """Return the error for an output that cannot be used; retryable, because the model may be put right."""
+    return ReferenceModelError(f"model {info.name}: output {output} {problem}", retryable=True)
 
 
 def _check_input(info: ReferenceInfo, declared: ReferenceInput, array: npt.NDArray[Any]) -> None:
@@ -81,7 +88,3 @@ def _check_input(info: ReferenceInfo, declared: ReferenceInput, array: npt.NDArr
 
 def _refused(info: ReferenceInfo, what: str, found: object, expected: str) -> ReferenceModelError:
     return ReferenceModelError(f"model {info.name}: {what}: {found}, expected {expected}", retryable=False)
-
-
-def _broken(info: ReferenceInfo, output: str, problem: str) -> ReferenceModelError:
-    return ReferenceModelError(f"model {info.name}: output {output} {problem}", retryable=True)

@@ -29,6 +29,7 @@ from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.inference import InferenceObserver, Outcome, ignore
 from jest_server.reference.arrays import checked_embedding, count_examples, neutral_example
 from jest_server.reference.config import OUTPUTS, reference_info
+from jest_server.reference.triton_answers import decode_output
 from jest_server.runtime.logs import get_logger
 from jest_wire import tracing
 
@@ -44,9 +45,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNLIMITED = 2**31 - 1
+_MAX_ANSWER_BYTES: Final = 256 << 20
+"""The largest answer that is read: 8,000 examples of width 4,096 fit, or 500 of the greatest width."""
+_MAX_DETAIL: Final = 500
+"""How many characters of Triton's words are kept: they are logged and become part of dead letters."""
 _CHANNEL_ARGS: Final = [
     ("grpc.max_send_message_length", _UNLIMITED),
-    ("grpc.max_receive_message_length", _UNLIMITED),
+    ("grpc.max_receive_message_length", _MAX_ANSWER_BYTES),
     # Back within half a second of Triton's return; gRPC's own default waits up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -193,8 +198,10 @@ class TritonReferenceModel:
                 headers={tracing.HEADER: traceparent} if traceparent else None,
             )
             outcome = Outcome.BROKEN_OUTPUT
+            response = self._readable(result.get_response())
             for column, output in enumerate(OUTPUTS):
-                into[:, column] = checked_embedding(info, output, result.as_numpy(output), examples=len(into))
+                array = decode_output(info, output, response, examples=len(into))
+                into[:, column] = checked_embedding(info, output, array, examples=len(into))
             outcome = Outcome.OK
         except InferenceServerException as error:
             outcome = _outcome_of(error)
@@ -209,11 +216,23 @@ class TritonReferenceModel:
             )
         except InferenceServerException as error:
             self._fail(error)
-        config: model_config_pb2.ModelConfig = answer.config
+        config: model_config_pb2.ModelConfig = self._readable(answer).config
+        if config.name != self._settings.model:
+            raise ReferenceModelError(
+                f"model {self._settings.model}: the configuration is of {config.name[:_MAX_DETAIL]!r}", retryable=True
+            )
         return _Served(reference_info(config), config.max_batch_size)
 
+    def _readable(self, answer: T | None) -> T:
+        """Return an answer unless it is what gRPC makes of bytes that are not a message of the right type: None."""
+        if answer is None:
+            message = f"model {self._settings.model} at {self._settings.url}: the answer is no message of its protocol"
+            raise _CallFailed(message, Outcome.BROKEN_OUTPUT)
+        return answer
+
     def _fail(self, error: InferenceServerException) -> NoReturn:
-        message = f"model {self._settings.model} at {self._settings.url}: {error.status()}: {error.message()}"
+        detail = (error.message() or "")[:_MAX_DETAIL]
+        message = f"model {self._settings.model} at {self._settings.url}: {error.status()}: {detail}"
         raise _CallFailed(message, _outcome_of(error)) from error
 
     async def _repeating(
@@ -235,7 +254,7 @@ def _tensor(name: str, datatype: str, array: npt.NDArray[Any]) -> triton.InferIn
 
 
 def _outcome_of(error: InferenceServerException) -> Outcome:
-    if _QUEUE_FULL in error.message():
+    if _QUEUE_FULL in (error.message() or ""):
         return Outcome.BUSY
     return _OUTCOMES.get(error.status(), Outcome.FAILED)
 
