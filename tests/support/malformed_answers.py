@@ -78,6 +78,8 @@ MALFORMED: dict[str, tuple[Answer, str]] = {
     "more contents than outputs": (changed(lambda r: r.raw_output_contents.append(b"")), "is one of 2, but 3 came"),
     "contents in typed fields": (changed(_typed_contents), IMAGE + "is one of 2, but 0 came"),
     "no message": (lambda _: b"\xff\xff\xff", "the answer is no message of its protocol"),
+    "zeros": (_rows(0), IMAGE + "has norms outside 0.01 to 1000 in 2 of 2 rows"),
+    "overflow": (_rows(7e4), IMAGE + "has values beyond float16 in 2 of 2 rows"),
     "NaN": (_rows(np.nan), IMAGE + "has NaN or infinity in 2 of 2 rows, first in row 0"),
 }
 """By name: the answer, and what the error says of it."""

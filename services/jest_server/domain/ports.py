@@ -244,6 +244,9 @@ class EmbeddingCache(Protocol):
         """Store values, each of the right length, and return them as `get` will return them, rounded.
 
         The first value of a key wins: it stays, and is what is returned.
+
+        Raises:
+            ValueError: If a value is not finite; of its batch nothing is stored.
         """
 
     async def take(

@@ -27,7 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.inference import InferenceObserver, Outcome, ignore
-from jest_server.reference.arrays import checked_embedding, count_examples, neutral_example
+from jest_server.reference.arrays import check_norms, checked_embedding, count_examples, neutral_example
 from jest_server.reference.config import OUTPUTS, reference_info
 from jest_server.reference.triton_answers import decode_output
 from jest_server.runtime.logs import get_logger
@@ -181,11 +181,13 @@ class TritonReferenceModel:
 
     async def _embed_part(self, info: ReferenceInfo, part: Arrays, into: npt.NDArray[np.float32]) -> None:
         async with self._slots:
-            await self._repeating(partial(self._infer, info, part, into))
+            await self._repeating(partial(self._infer, info, part, into, norms=True))
         self._worked = True
 
-    async def _infer(self, info: ReferenceInfo, part: Arrays, into: npt.NDArray[np.float32]) -> None:
-        """Makes one request and writes its checked answer to ``into``, ``[n, 2, D]``."""
+    async def _infer(
+        self, info: ReferenceInfo, part: Arrays, into: npt.NDArray[np.float32], *, norms: bool = False
+    ) -> None:
+        """Make one request and write its checked answer to `into`, `[n, 2, D]`; `norms` checks those, too."""
         started = time.monotonic()
         outcome = Outcome.FAILED
         traceparent = tracing.traceparent()
@@ -202,6 +204,8 @@ class TritonReferenceModel:
             for column, output in enumerate(OUTPUTS):
                 array = decode_output(info, output, response, examples=len(into))
                 into[:, column] = checked_embedding(info, output, array, examples=len(into))
+            if norms:
+                check_norms(info, into)
             outcome = Outcome.OK
         except InferenceServerException as error:
             outcome = _outcome_of(error)
