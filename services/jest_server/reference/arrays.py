@@ -87,7 +87,7 @@ def check_norms(info: ReferenceInfo, embeddings: npt.NDArray[np.float32]) -> Non
 
 def broken_output(info: ReferenceInfo, output: str, problem: str) -> ReferenceModelError:
     """Return the error for an output that cannot be used; retryable, because the model may be put right."""
-    return ReferenceModelError(f"model {info.name}: output {output} {problem}", retryable=True)
+    return ReferenceModelError(f"model {info.name}: output {output} {problem}", retryable=True, divisible=True)
 
 
 def _as_cached(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

@@ -121,4 +121,6 @@ class InProcessReferenceModel:
         return embeddings
 
     def _failure(self, error: Exception, *, retryable: bool) -> ReferenceModelError:
-        return ReferenceModelError(f"model {self._model}: {type(error).__name__}: {error}", retryable=retryable)
+        return ReferenceModelError(
+            f"model {self._model}: {type(error).__name__}: {error}", retryable=retryable, divisible=True
+        )

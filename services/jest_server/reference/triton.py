@@ -63,6 +63,8 @@ _OUTCOMES: Final = {
     "StatusCode.DEADLINE_EXCEEDED": Outcome.TIMEOUT,
     "StatusCode.INVALID_ARGUMENT": Outcome.REFUSED,
 }
+_DIVISIBLE: Final = {Outcome.REFUSED, Outcome.FAILED, Outcome.BROKEN_OUTPUT}
+"""Failures that single examples may have caused."""
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
 _JITTER_S = 0.5
@@ -100,7 +102,7 @@ class _CallFailed(ReferenceModelError):
     """A failed request; ``outcome`` tells whether to repeat it at once."""
 
     def __init__(self, message: str, outcome: Outcome) -> None:
-        super().__init__(message, retryable=outcome is not Outcome.REFUSED)
+        super().__init__(message, retryable=outcome is not Outcome.REFUSED, divisible=outcome in _DIVISIBLE)
         self.outcome = outcome
 
 

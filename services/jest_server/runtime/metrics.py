@@ -258,6 +258,11 @@ class ScorerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.extra_passes = Counter(
+            "jest_scorer_extra_passes",
+            "Inferences over halves of a batch that failed, made to find the examples that it failed for.",
+            registry=registry,
+        )
         _start_at_zero(self.shards, ("scored", "dead_lettered"))
         _start_at_zero(self.inference_examples, [outcome.value for outcome in Outcome])
         _start_at_zero(self.dead_letters, ("TOO_MANY_DELIVERIES", "INFERENCE_REFUSED", "INFERENCE_FAILED"))

@@ -93,7 +93,12 @@ class Worker:
         if self._scoring is None or self._scoring.reference != reference:
             _log.info("reference model is ready", model=reference.name, version=reference.version)
             self._scoring = Scoring(
-                self._cache, self._model, reference, self._settings.inference_lease_s, self._sources
+                self._cache,
+                self._model,
+                reference,
+                self._settings.inference_lease_s,
+                self._sources,
+                self._metrics.extra_passes.inc,
             )
         await self._jobs.announce_reference(reference, ttl_s=ANNOUNCE_LIVES * self._settings.announce_interval_s)
         self._metrics.reference_ready.set(1)
@@ -229,15 +234,14 @@ class Worker:
                 continue
             except ReferenceModelError as error:
                 _log.warning("inference failed", error=str(error), retryable=error.retryable)
-                if not error.retryable:
-                    raise UnscorableShard("INFERENCE_REFUSED", str(error)) from error
                 attempts += 1
-                if await self._model.ready():
-                    if attempts >= self._settings.max_attempts:
-                        raise UnscorableShard("INFERENCE_FAILED", f"{attempts} attempts: {error}") from error
-                else:
+                if not await self._model.ready():
                     attempts = 0
                     self._ready.clear()
+                elif not error.retryable:
+                    raise UnscorableShard("INFERENCE_REFUSED", str(error)) from error
+                elif attempts >= self._settings.max_attempts:
+                    raise UnscorableShard("INFERENCE_FAILED", f"{attempts} attempts: {error}") from error
                 await asyncio.sleep(READY_POLL_S)
                 continue
             self._metrics.shards.labels("scored").inc()
