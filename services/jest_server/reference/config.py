@@ -23,8 +23,8 @@ OUTPUTS = ("image_embedding", "text_embedding")
 MAX_EMBEDDING_WIDTH = 65_536
 MAX_INPUTS = 16
 MAX_DIMS = 8
-MAX_INPUT_ELEMENTS = 1 << 27
-"""Of one input of one example: a picture of 6,000 by 6,000 fits."""
+MAX_INPUT_ELEMENTS = 1 << 24
+"""Of one input of one example: a picture of 2,300 by 2,300 fits."""
 MAX_TEXT = 256
 """Characters of names and parameters: they become parts of keys, labels and messages."""
 _TYPE_PREFIX = "TYPE_"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.inference import InferenceObserver, Outcome, ignore
 from jest_server.reference.arrays import check_norms, count_examples, neutral_example
+from jest_server.reference.probe import embed_probe
 from jest_server.reference.repository import LoadedReference
 from jest_server.runtime.logs import get_logger
 
@@ -67,6 +68,14 @@ class InProcessReferenceModel:
             ReferenceModelError: Not retryable for inputs that are not the model's; retryable if a tower fails.
         """
         return await self._in_thread(lambda: self._embed(inputs))
+
+    async def fingerprint(self, reference: ReferenceInfo) -> npt.NDArray[np.float32]:
+        """Embed the probe examples.
+
+        Raises:
+            ReferenceModelError: If they cannot be embedded, or another version is served by now.
+        """
+        return await embed_probe(self, reference)
 
     async def ready(self) -> bool:
         """Tells whether the model is loaded, or can be, and embeds a neutral example."""

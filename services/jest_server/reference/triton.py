@@ -29,6 +29,7 @@ from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.inference import InferenceObserver, Outcome, ignore
 from jest_server.reference.arrays import check_norms, checked_embedding, count_examples, neutral_example
 from jest_server.reference.config import OUTPUTS, reference_info
+from jest_server.reference.probe import embed_probe
 from jest_server.reference.triton_answers import decode_output
 from jest_server.runtime.logs import get_logger
 from jest_wire import tracing
@@ -156,6 +157,14 @@ class TritonReferenceModel:
                 retryable=True,
             )
         return embeddings
+
+    async def fingerprint(self, reference: ReferenceInfo) -> npt.NDArray[np.float32]:
+        """Embed the probe examples.
+
+        Raises:
+            ReferenceModelError: If they cannot be embedded, or another version is served by now.
+        """
+        return await embed_probe(self, reference)
 
     async def ready(self) -> bool:
         """Tells whether one neutral example can be embedded now, within ``ready_timeout_s``.

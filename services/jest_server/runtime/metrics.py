@@ -272,6 +272,11 @@ class ScorerMetrics:
         self.reference_ready = Gauge(
             "jest_scorer_reference_ready", "1 while a real inference of the reference model works.", registry=registry
         )
+        self.fingerprint_mismatches = Counter(
+            "jest_scorer_reference_fingerprint_mismatches",
+            "Comparisons in which the reference model was not the one that its version was at first: it is refused.",
+            registry=registry,
+        )
         self.in_hand = Gauge("jest_scorer_shards_in_hand", "Shards being scored.", registry=registry)
 
 
