@@ -93,6 +93,7 @@ class ScoringStack:
             shared = {"queue_url": self.queue_url, "cache_url": self.cache_url, "drain_delay_s": 0}
             for number in range(self._scorer_count):
                 scoring = {"triton_url": self.triton.grpc_url, "announce_interval_s": NEVER_AGAIN_S}
+                scoring |= {"fingerprint_interval_s": NEVER_AGAIN_S}  # its inferences would be counted with the rest
                 scoring |= {"reference_model": REFERENCE_MODEL, "consumer": f"scorer-{number}"}
                 log = self.folder / f"scorer-{number}.log"
                 settings = {**shared, **scoring, **self._scorer_settings}

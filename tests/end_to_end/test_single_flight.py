@@ -9,6 +9,7 @@ import pytest
 from jest_bench.jobs import BenchJob, DataSet
 from jest_bench.scoring_stack import ScoringStack
 from jest_server.local.triton_server import TritonServer
+from jest_server.reference.probe import PROBES
 from support.polling import wait_until
 
 pytestmark = pytest.mark.skipif(TritonServer.available() is not None, reason=str(TritonServer.available()))
@@ -60,5 +61,5 @@ def test_a_scorer_that_is_killed_costs_no_more_than_what_it_had_in_hand(stack, j
     finally:
         stack.scorers[-1].start()
     assert {run.cache_hits + run.reference_inferences for run in runs} == {EXAMPLES}
-    probes = 1  # of the scorer that was started again
+    probes = 1 + PROBES  # of the scorer that was started again: the neutral example and its fingerprint's
     assert EXAMPLES <= stack.inferences() - before <= EXAMPLES + SLOTS * SHARD + probes

@@ -30,6 +30,8 @@ class Mood(enum.IntEnum):
     RAISE = 3
     SLOW = 4
     DIE = 5
+    ZERO = 6
+    HUGE = 7
 
 
 class ImageTower(nn.Module):
@@ -61,6 +63,10 @@ class TextTower(nn.Module):
 def _in_mood(embeddings: torch.Tensor, mood: Mood) -> torch.Tensor:
     if mood is Mood.NAN:
         return embeddings * float("nan")
+    if mood is Mood.ZERO:
+        return embeddings * 0
+    if mood is Mood.HUGE:
+        return embeddings * 1e6
     if mood is Mood.WRONG_WIDTH:
         return embeddings[:, 1:]
     if mood is Mood.RAISE:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -94,6 +94,23 @@ def _split(rows: npt.NDArray[np.generic]) -> list[bytes]:
     data = rows.tobytes()
     size = len(data) // max(len(rows), 1)
     return [data[start : start + size] for start in range(0, len(data), size)] if data else []
+
+
+def encoded(codec: EmbeddingCodec, values: Mapping[str, bytes], reference: ReferenceInfo) -> dict[str, bytes]:
+    """Return each key's value for the cache.
+
+    Raises:
+        ValueError: If an embedding is not finite: it would poison its key until it is evicted.
+    """
+    if not is_finite(b"".join(values.values())):
+        broken = next(key for key, value in values.items() if not is_finite(value))
+        raise ValueError(f"the embedding of {broken!r} is not finite")
+    return dict(zip(values, codec.encode(list(values.values()), reference.embedding_width), strict=True))
+
+
+def is_finite(embeddings: bytes) -> bool:
+    """Return whether all of these f16 numbers are finite."""
+    return bool(np.isfinite(np.frombuffer(embeddings, _F16)).all())
 
 
 def decoded(codec: EmbeddingCodec, values: Sequence[bytes | None], reference: ReferenceInfo) -> list[bytes | None]:

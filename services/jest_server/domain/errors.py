@@ -219,11 +219,16 @@ class Stopping(JestServerError):
 
 
 class ReferenceModelError(Exception):
-    """The reference model refused or failed an inference; ``retryable`` tells whether trying again can help."""
+    """The reference model refused or failed an inference.
 
-    def __init__(self, message: str, *, retryable: bool) -> None:
+    `retryable`: trying again can help. `divisible`: a part of the same examples may work, because the failure can be
+    the fault of some of them.
+    """
+
+    def __init__(self, message: str, *, retryable: bool, divisible: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.divisible = divisible
 
 
 class UnreadableSource(Exception):

@@ -19,7 +19,7 @@ class Outcome(StrEnum):
     """The request is wrong and stays so."""
     FAILED = "failed"
     BROKEN_OUTPUT = "broken_output"
-    """An answer came, of a wrong type or shape, or not finite."""
+    """An answer came, of a wrong type, shape or size, not finite, or with norms that no embedding has."""
 
 
 InferenceObserver = Callable[[int, float, Outcome], None]

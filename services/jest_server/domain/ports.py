@@ -65,6 +65,12 @@ class JobStore(Protocol):
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
         """Publish a version of a model for `ttl_s` seconds; scorers repeat it while they live."""
 
+    async def record_fingerprint(self, info: ReferenceInfo, fingerprint: bytes) -> bytes:
+        """Keep the fingerprint of this version of the model unless it has one; return the one that it has.
+
+        It is kept for 30 days after the last call, so that it outlives what a cache holds of the version.
+        """
+
     async def get_reference(self, name: str) -> ReferenceInfo | None:
         """Return the served version of the model; of several, the one whose first announcement is the latest."""
 
@@ -244,6 +250,9 @@ class EmbeddingCache(Protocol):
         """Store values, each of the right length, and return them as `get` will return them, rounded.
 
         The first value of a key wins: it stays, and is what is returned.
+
+        Raises:
+            ValueError: If a value is not finite; of its batch nothing is stored.
         """
 
     async def take(
@@ -287,6 +296,13 @@ class ReferenceModel(Protocol):
 
         Raises:
             ReferenceModelError: If an inference failed after the retries that make sense.
+        """
+
+    async def fingerprint(self, reference: ReferenceInfo) -> npt.NDArray[np.float32]:
+        """Embed fixed probe examples, `[n, 2, D]` float32: what tells the weights of one version from others.
+
+        Raises:
+            ReferenceModelError: If they cannot be embedded, or the model is not `reference` any more.
         """
 
     async def ready(self) -> bool:

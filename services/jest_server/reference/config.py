@@ -17,9 +17,16 @@ from jest_server.domain.references import ReferenceInfo, ReferenceInput
 from jest_wire.tensors import DATATYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 OUTPUTS = ("image_embedding", "text_embedding")
+MAX_EMBEDDING_WIDTH = 65_536
+MAX_INPUTS = 16
+MAX_DIMS = 8
+MAX_INPUT_ELEMENTS = 1 << 24
+"""Of one input of one example: a picture of 2,300 by 2,300 fits."""
+MAX_TEXT = 256
+"""Characters of names and parameters: they become parts of keys, labels and messages."""
 _TYPE_PREFIX = "TYPE_"
 
 
@@ -61,11 +68,18 @@ def datatype_of(name: str) -> pb.DataType:
 
 
 def _inputs(config: pb.ModelConfig) -> tuple[ReferenceInput, ...]:
+    if len(config.input) > MAX_INPUTS:
+        raise _wrong(config, "number of inputs", len(config.input), f"up to {MAX_INPUTS}")
     inputs = []
     for entry in config.input:
-        datatype = pb.DataType.Name(entry.data_type).removeprefix(_TYPE_PREFIX)
+        if len(entry.name) > MAX_TEXT:
+            raise _wrong(config, "length of an input's name", len(entry.name), f"up to {MAX_TEXT}")
+        datatype = _datatype(entry).removeprefix(_TYPE_PREFIX)
         if datatype not in DATATYPES:
             raise _wrong(config, f"input {entry.name} data_type", datatype, f"one of {', '.join(DATATYPES)}")
+        if not _dims_fit(entry.dims):
+            expected = f"up to {MAX_DIMS} of -1 or more than 0, {MAX_INPUT_ELEMENTS} elements in all"
+            raise _wrong(config, f"input {entry.name} dims", list(entry.dims[: MAX_DIMS + 1]), expected)
         inputs.append(ReferenceInput(name=entry.name, datatype=datatype, shape=tuple(entry.dims)))
     if not inputs:
         raise _wrong(config, "input", "empty", "at least one")
@@ -79,9 +93,10 @@ def _embedding_width(config: pb.ModelConfig) -> int:
         if name not in outputs:
             raise _wrong(config, "output", _listed(outputs), _listed(OUTPUTS))
         output = outputs[name]
-        if output.data_type != pb.TYPE_FP32 or len(output.dims) != 1 or output.dims[0] < 1:
-            found = f"{pb.DataType.Name(output.data_type)} {list(output.dims)}"
-            raise _wrong(config, f"output {name}", found, "TYPE_FP32 [D]")
+        dims = list(output.dims)
+        if output.data_type != pb.TYPE_FP32 or len(dims) != 1 or not 1 <= dims[0] <= MAX_EMBEDDING_WIDTH:
+            found = f"{_datatype(output)} {dims[: MAX_DIMS + 1]}"
+            raise _wrong(config, f"output {name}", found, f"TYPE_FP32 [D], D from 1 to {MAX_EMBEDDING_WIDTH}")
         widths.append(int(output.dims[0]))
     if len(set(widths)) > 1:
         raise _wrong(config, "embedding widths", widths, "two equal ones")
@@ -92,6 +107,8 @@ def _text(config: pb.ModelConfig, parameter: Parameter) -> str:
     value = config.parameters[parameter].string_value if parameter in config.parameters else ""
     if not value:
         raise _wrong(config, f"parameter {parameter}", "missing or empty", "a string_value")
+    if len(value) > MAX_TEXT:
+        raise _wrong(config, f"parameter {parameter}", f"{len(value)} characters long", f"up to {MAX_TEXT}")
     return str(value)
 
 
@@ -106,9 +123,25 @@ def _number(config: pb.ModelConfig, parameter: Parameter) -> float:
     return value
 
 
+def _datatype(entry: pb.ModelInput | pb.ModelOutput) -> str:
+    """Return the name of a tensor's datatype, or its number if a newer Triton's has no name here."""
+    number = entry.data_type
+    return pb.DataType.Name(number) if number in pb.DataType.values() else str(number)
+
+
+def _dims_fit(dims: Sequence[int]) -> bool:
+    return (
+        len(dims) <= MAX_DIMS
+        and all(size == -1 or size > 0 for size in dims)
+        and math.prod(abs(size) for size in dims) <= MAX_INPUT_ELEMENTS
+    )
+
+
 def _wrong(config: pb.ModelConfig, entry: str, found: object, expected: str) -> ReferenceModelError:
-    return ReferenceModelError(f"model {config.name}: {entry} is {found}, expected {expected}", retryable=True)
+    return ReferenceModelError(
+        f"model {config.name[:MAX_TEXT]}: {entry} is {found}, expected {expected}", retryable=True
+    )
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "empty"
+    return ", ".join(names)[:MAX_TEXT] or "empty"

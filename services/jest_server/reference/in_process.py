@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.inference import InferenceObserver, Outcome, ignore
-from jest_server.reference.arrays import count_examples, neutral_example
+from jest_server.reference.arrays import check_norms, count_examples, neutral_example
+from jest_server.reference.probe import embed_probe
 from jest_server.reference.repository import LoadedReference
 from jest_server.runtime.logs import get_logger
 
@@ -68,11 +69,19 @@ class InProcessReferenceModel:
         """
         return await self._in_thread(lambda: self._embed(inputs))
 
+    async def fingerprint(self, reference: ReferenceInfo) -> npt.NDArray[np.float32]:
+        """Embed the probe examples.
+
+        Raises:
+            ReferenceModelError: If they cannot be embedded, or another version is served by now.
+        """
+        return await embed_probe(self, reference)
+
     async def ready(self) -> bool:
         """Tells whether the model is loaded, or can be, and embeds a neutral example."""
         try:
             probe = neutral_example(await self.info())
-            await self.embed(probe)
+            await self._in_thread(lambda: self._embed(probe, norms=False))
         except ReferenceModelError as error:
             _log.info("reference model is not ready", model=self._model, error=str(error))
             return False
@@ -90,21 +99,23 @@ class InProcessReferenceModel:
             self._loaded = LoadedReference(self._repository, self._model, device=self._device)
         return self._loaded
 
-    def _embed(self, inputs: Arrays) -> npt.NDArray[np.float32]:
+    def _embed(self, inputs: Arrays, *, norms: bool = True) -> npt.NDArray[np.float32]:
         loaded = self._load()
         examples = count_examples(loaded.info, inputs)
         step = min(self._microbatch, loaded.max_batch_size)
         parts = [
-            self._infer(loaded, {name: array[start : start + step] for name, array in inputs.items()})
+            self._infer(loaded, {name: array[start : start + step] for name, array in inputs.items()}, norms=norms)
             for start in range(0, examples, step)
         ]
         return np.concatenate([np.empty((0, 2, loaded.info.embedding_width), np.float32), *parts])
 
-    def _infer(self, loaded: LoadedReference, part: Arrays) -> npt.NDArray[np.float32]:
+    def _infer(self, loaded: LoadedReference, part: Arrays, *, norms: bool) -> npt.NDArray[np.float32]:
         started = time.monotonic()
         outcome = Outcome.FAILED
         try:
             embeddings = loaded.embed(part)
+            if norms:
+                check_norms(loaded.info, embeddings)
             outcome = Outcome.OK
         except ReferenceModelError:
             outcome = Outcome.BROKEN_OUTPUT
@@ -119,4 +130,6 @@ class InProcessReferenceModel:
         return embeddings
 
     def _failure(self, error: Exception, *, retryable: bool) -> ReferenceModelError:
-        return ReferenceModelError(f"model {self._model}: {type(error).__name__}: {error}", retryable=retryable)
+        return ReferenceModelError(
+            f"model {self._model}: {type(error).__name__}: {error}", retryable=retryable, divisible=True
+        )

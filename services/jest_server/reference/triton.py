@@ -27,8 +27,10 @@ from tritonclient.utils import InferenceServerException
 
 from jest_server.domain.errors import ReferenceModelError
 from jest_server.domain.inference import InferenceObserver, Outcome, ignore
-from jest_server.reference.arrays import checked_embedding, count_examples, neutral_example
+from jest_server.reference.arrays import check_norms, checked_embedding, count_examples, neutral_example
 from jest_server.reference.config import OUTPUTS, reference_info
+from jest_server.reference.probe import embed_probe
+from jest_server.reference.triton_answers import decode_output
 from jest_server.runtime.logs import get_logger
 from jest_wire import tracing
 
@@ -44,9 +46,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNLIMITED = 2**31 - 1
+_MAX_ANSWER_BYTES: Final = 256 << 20
+"""The largest answer that is read: 8,000 examples of width 4,096 fit, or 500 of the greatest width."""
+_MAX_DETAIL: Final = 500
+"""How many characters of Triton's words are kept: they are logged and become part of dead letters."""
 _CHANNEL_ARGS: Final = [
     ("grpc.max_send_message_length", _UNLIMITED),
-    ("grpc.max_receive_message_length", _UNLIMITED),
+    ("grpc.max_receive_message_length", _MAX_ANSWER_BYTES),
     # Back within half a second of Triton's return; gRPC's own default waits up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -58,6 +64,8 @@ _OUTCOMES: Final = {
     "StatusCode.DEADLINE_EXCEEDED": Outcome.TIMEOUT,
     "StatusCode.INVALID_ARGUMENT": Outcome.REFUSED,
 }
+_DIVISIBLE: Final = {Outcome.REFUSED, Outcome.FAILED, Outcome.BROKEN_OUTPUT}
+"""Failures that single examples may have caused."""
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
 _JITTER_S = 0.5
@@ -95,7 +103,7 @@ class _CallFailed(ReferenceModelError):
     """A failed request; ``outcome`` tells whether to repeat it at once."""
 
     def __init__(self, message: str, outcome: Outcome) -> None:
-        super().__init__(message, retryable=outcome is not Outcome.REFUSED)
+        super().__init__(message, retryable=outcome is not Outcome.REFUSED, divisible=outcome in _DIVISIBLE)
         self.outcome = outcome
 
 
@@ -150,6 +158,14 @@ class TritonReferenceModel:
             )
         return embeddings
 
+    async def fingerprint(self, reference: ReferenceInfo) -> npt.NDArray[np.float32]:
+        """Embed the probe examples.
+
+        Raises:
+            ReferenceModelError: If they cannot be embedded, or another version is served by now.
+        """
+        return await embed_probe(self, reference)
+
     async def ready(self) -> bool:
         """Tells whether one neutral example can be embedded now, within ``ready_timeout_s``.
 
@@ -176,11 +192,13 @@ class TritonReferenceModel:
 
     async def _embed_part(self, info: ReferenceInfo, part: Arrays, into: npt.NDArray[np.float32]) -> None:
         async with self._slots:
-            await self._repeating(partial(self._infer, info, part, into))
+            await self._repeating(partial(self._infer, info, part, into, norms=True))
         self._worked = True
 
-    async def _infer(self, info: ReferenceInfo, part: Arrays, into: npt.NDArray[np.float32]) -> None:
-        """Makes one request and writes its checked answer to ``into``, ``[n, 2, D]``."""
+    async def _infer(
+        self, info: ReferenceInfo, part: Arrays, into: npt.NDArray[np.float32], *, norms: bool = False
+    ) -> None:
+        """Make one request and write its checked answer to `into`, `[n, 2, D]`; `norms` checks those, too."""
         started = time.monotonic()
         outcome = Outcome.FAILED
         traceparent = tracing.traceparent()
@@ -193,8 +211,12 @@ class TritonReferenceModel:
                 headers={tracing.HEADER: traceparent} if traceparent else None,
             )
             outcome = Outcome.BROKEN_OUTPUT
+            response = self._readable(result.get_response())
             for column, output in enumerate(OUTPUTS):
-                into[:, column] = checked_embedding(info, output, result.as_numpy(output), examples=len(into))
+                array = decode_output(info, output, response, examples=len(into))
+                into[:, column] = checked_embedding(info, output, array, examples=len(into))
+            if norms:
+                check_norms(info, into)
             outcome = Outcome.OK
         except InferenceServerException as error:
             outcome = _outcome_of(error)
@@ -209,11 +231,23 @@ class TritonReferenceModel:
             )
         except InferenceServerException as error:
             self._fail(error)
-        config: model_config_pb2.ModelConfig = answer.config
+        config: model_config_pb2.ModelConfig = self._readable(answer).config
+        if config.name != self._settings.model:
+            raise ReferenceModelError(
+                f"model {self._settings.model}: the configuration is of {config.name[:_MAX_DETAIL]!r}", retryable=True
+            )
         return _Served(reference_info(config), config.max_batch_size)
 
+    def _readable(self, answer: T | None) -> T:
+        """Return an answer unless it is what gRPC makes of bytes that are not a message of the right type: None."""
+        if answer is None:
+            message = f"model {self._settings.model} at {self._settings.url}: the answer is no message of its protocol"
+            raise _CallFailed(message, Outcome.BROKEN_OUTPUT)
+        return answer
+
     def _fail(self, error: InferenceServerException) -> NoReturn:
-        message = f"model {self._settings.model} at {self._settings.url}: {error.status()}: {error.message()}"
+        detail = (error.message() or "")[:_MAX_DETAIL]
+        message = f"model {self._settings.model} at {self._settings.url}: {error.status()}: {detail}"
         raise _CallFailed(message, _outcome_of(error)) from error
 
     async def _repeating(
@@ -235,7 +269,7 @@ def _tensor(name: str, datatype: str, array: npt.NDArray[Any]) -> triton.InferIn
 
 
 def _outcome_of(error: InferenceServerException) -> Outcome:
-    if _QUEUE_FULL in error.message():
+    if _QUEUE_FULL in (error.message() or ""):
         return Outcome.BUSY
     return _OUTCOMES.get(error.status(), Outcome.FAILED)
 

@@ -258,6 +258,11 @@ class ScorerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.extra_passes = Counter(
+            "jest_scorer_extra_passes",
+            "Inferences over halves of a batch that failed, made to find the examples that it failed for.",
+            registry=registry,
+        )
         _start_at_zero(self.shards, ("scored", "dead_lettered"))
         _start_at_zero(self.inference_examples, [outcome.value for outcome in Outcome])
         _start_at_zero(self.dead_letters, ("TOO_MANY_DELIVERIES", "INFERENCE_REFUSED", "INFERENCE_FAILED"))
@@ -266,6 +271,11 @@ class ScorerMetrics:
         )
         self.reference_ready = Gauge(
             "jest_scorer_reference_ready", "1 while a real inference of the reference model works.", registry=registry
+        )
+        self.fingerprint_mismatches = Counter(
+            "jest_scorer_reference_fingerprint_mismatches",
+            "Comparisons in which the reference model was not the one that its version was at first: it is refused.",
+            registry=registry,
         )
         self.in_hand = Gauge("jest_scorer_shards_in_hand", "Shards being scored.", registry=registry)
 

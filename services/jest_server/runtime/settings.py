@@ -132,6 +132,10 @@ class ScorerSettings(ProcessSettings):
     max_attempts: int = Field(default=3, ge=1)
     """Failures of one shard, while the reference model works for others, before it is dead-lettered."""
     announce_interval_s: float = Field(default=3.0, gt=0)
+    fingerprint_interval_s: float = Field(default=10.0, gt=0)
+    """How often the reference model's answers to fixed probe examples are compared with those of its first load."""
+    fingerprint_min_cosine: float = Field(default=0.9999, gt=0, le=1)
+    """Least cosine of each probe's embeddings that counts as the same weights; batching and GPUs change last bits."""
 
 
 class ControlSettings(ProcessSettings):

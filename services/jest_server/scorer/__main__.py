@@ -56,6 +56,7 @@ async def serve(
     _log.info("scorer listens", port=port, consumer=settings.consumer)
     async with background(
         partial(every, until_next_watch_s, watch, name="watch reference"),
+        partial(every, settings.fingerprint_interval_s, worker.check_fingerprint, name="check fingerprint"),
         partial(every, settings.reclaim_idle_s / 4, worker.heartbeat_claims, name="heartbeat claims"),
         partial(every, settings.reclaim_idle_s / 4, worker.reclaim_stale, name="reclaim stale"),
         worker.run,

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jest_server.domain.errors import StoreUnavailable, UnreadableSource
+from jest_server.domain.errors import ReferenceModelError, StoreUnavailable, UnreadableSource
 from jest_server.domain.shards import ShardResult
 from jest_server.domain.storage import Lease
 from jest_server.runtime.logs import get_logger
+from jest_server.scorer.halving import embed_by_halves
 from jest_server.stores import blobs
 from jest_wire import tracing
 from jest_wire.tensors import DATATYPES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from jest_server.domain.ports import EmbeddingCache, ExampleSources, ReferenceModel
     from jest_server.domain.references import ReferenceInfo
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S = 0.005
 LONGEST_PAUSE_S = 0.1
+NAMED_EXAMPLES = 5
+"""How many of several examples that failed are named beside the first."""
 _log = get_logger()
 
 
@@ -57,6 +60,8 @@ class Scoring:
     lease_s: float = 10.0
     sources: ExampleSources | None = None
     """None: this scorer reads no examples by reference."""
+    on_extra_pass: Callable[[], None] = lambda: None
+    """Called for each inference that is made only to find the examples that an earlier one failed for."""
 
     async def score(self, shard: Shard, *, on_wait: Callable[[], None] = lambda: None) -> ShardResult:
         """Return the embeddings of all the shard's keys, rounded as the cache holds them.
@@ -66,7 +71,8 @@ class Scoring:
 
         Raises:
             UnscorableShard: If the shard wants another model version, or its features cannot be read.
-            ReferenceModelError: If the inference failed.
+            ReferenceModelError: If the inference failed. If it failed for some examples only, the message names them,
+                and all others are cached.
             StoreUnavailable: If the cache does not answer.
         """
         wanted = (shard.reference_model, shard.reference_version)
@@ -90,8 +96,10 @@ class Scoring:
             mine = [key for key, whose in zip(lacking, taken, strict=True) if whose is Lease.MINE]
             if mine:
                 async with self._holding(cache, mine, owner):
-                    fresh = await self._infer(shard, mine, [first_rows[key] for key in mine])
+                    fresh, failures = await self._infer(shard, mine, [first_rows[key] for key in mine])
                     found |= await cache.put(self.reference, fresh)
+                if failures:
+                    raise _examples_failed(first_rows, failures)
                 inferred += len(mine)
             elif len(found) < len(keys):
                 on_wait()
@@ -120,15 +128,19 @@ class Scoring:
             except StoreUnavailable as error:
                 _log.warning("leases could not be renewed", count=len(keys), error=str(error))
 
-    async def _infer(self, shard: Shard, keys: list[str], rows: list[int]) -> dict[str, bytes]:
+    async def _infer(
+        self, shard: Shard, keys: list[str], rows: list[int]
+    ) -> tuple[dict[str, bytes], dict[str, ReferenceModelError]]:
+        """Return the embeddings of the keys, and why some have none."""
         description, data = _unpacked(shard)
         if "sources" in description:
             inputs = await self._read([description["sources"][row] for row in rows])
         else:
             inputs = {name: array[rows] for name, array in _features(description, data).items()}
         with tracing.span("scorer.infer"):
-            embedded = (await self.model.embed(inputs)).astype(np.float16)
-        return {key: embedded[i].tobytes() for i, key in enumerate(keys)}
+            embedded = await embed_by_halves(self.model, inputs, on_extra_pass=self.on_extra_pass)
+        fresh = {keys[row]: array.astype(np.float16).tobytes() for row, array in embedded.embeddings.items()}
+        return fresh, {keys[row]: error for row, error in embedded.failures.items()}
 
     async def _read(self, sources: list[str]) -> dict[str, npt.NDArray[Any]]:
         if self.sources is None:
@@ -138,6 +150,15 @@ class Scoring:
                 return await self.sources.inputs(self.reference, sources)
         except UnreadableSource as error:
             raise UnscorableShard(error.reason, str(error)) from error
+
+
+def _examples_failed(rows: Mapping[str, int], failures: Mapping[str, ReferenceModelError]) -> ReferenceModelError:
+    (key, error), *others = failures.items()
+    message = f"example {key!r} (row {rows[key]}): {error}"
+    if others:
+        named = ", ".join(repr(other) for other, _ in others[:NAMED_EXAMPLES])
+        message += f"; and {len(others)} more: {named}{', ...' if len(others) > NAMED_EXAMPLES else ''}"
+    return ReferenceModelError(message, retryable=all(error.retryable for error in failures.values()))
 
 
 def _unpacked(shard: Shard) -> tuple[dict[str, Any], memoryview]:

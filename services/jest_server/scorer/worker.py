@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jest_server.domain.dead_letters import DeadLetter
 from jest_server.domain.errors import ReferenceModelError, StoreUnavailable
 from jest_server.runtime.logs import bound, get_logger
+from jest_server.scorer.fingerprint import FingerprintCheck, FingerprintMismatch
 from jest_server.scorer.scoring import Scoring, UnscorableShard
 from jest_wire import tracing
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         ReferenceModel,
         ShardQueue,
     )
+    from jest_server.domain.references import ReferenceInfo
     from jest_server.domain.shards import Claim
     from jest_server.runtime.metrics import ScorerMetrics
     from jest_server.runtime.settings import ScorerSettings
@@ -71,6 +73,7 @@ class Worker:
         self._room = asyncio.Semaphore(WAITING_PER_SLOT * settings.concurrent_shards)
         self._ready = asyncio.Event()
         self._scoring: Scoring | None = None
+        self._fingerprint = FingerprintCheck(jobs, model, metrics, min_cosine=settings.fingerprint_min_cosine)
 
     @property
     def ready(self) -> bool:
@@ -78,26 +81,56 @@ class Worker:
         return self._ready.is_set()
 
     async def watch_reference(self) -> None:
-        """Probe the model by a real inference, read its configuration and announce it, once."""
+        """Probe the model by a real inference, read its configuration and announce it, once.
+
+        A model that was away, or is another one, is compared with the fingerprint of its version first.
+        """
         try:
             reference = await self._model.info() if await self._model.ready() else None
+            if reference is not None and not self._verified(reference):
+                await self._fingerprint.verify(reference)
+        except FingerprintMismatch:  # logged once
+            reference = None
         except ReferenceModelError as error:
-            _log.warning("reference model's configuration cannot be used", error=str(error))
+            _log.warning("reference model cannot be used", error=str(error))
             reference = None
         if reference is None:
             if self._ready.is_set() or self._scoring is None:
                 _log.warning("reference model is not ready")
-            self._ready.clear()
-            self._metrics.reference_ready.set(0)
+            self._withdraw()
             return
         if self._scoring is None or self._scoring.reference != reference:
             _log.info("reference model is ready", model=reference.name, version=reference.version)
             self._scoring = Scoring(
-                self._cache, self._model, reference, self._settings.inference_lease_s, self._sources
+                self._cache,
+                self._model,
+                reference,
+                self._settings.inference_lease_s,
+                self._sources,
+                self._metrics.extra_passes.inc,
             )
         await self._jobs.announce_reference(reference, ttl_s=ANNOUNCE_LIVES * self._settings.announce_interval_s)
         self._metrics.reference_ready.set(1)
         self._ready.set()
+
+    async def check_fingerprint(self) -> None:
+        """Compare the model with the fingerprint of its version while it works; withdraw it if it is another."""
+        if self._scoring is None or not self.ready:
+            return
+        try:
+            await self._fingerprint.verify(self._scoring.reference)
+        except FingerprintMismatch:
+            self._withdraw()
+        except ReferenceModelError as error:  # whether the model works at all is for `watch_reference` to find out
+            _log.warning("reference model's fingerprint was not taken", error=str(error))
+
+    def _verified(self, reference: ReferenceInfo) -> bool:
+        return self.ready and self._scoring is not None and self._scoring.reference == reference
+
+    def _withdraw(self) -> None:
+        """Claim and announce nothing until the model is found to be ready again."""
+        self._ready.clear()
+        self._metrics.reference_ready.set(0)
 
     async def reclaim_stale(self) -> None:
         """Reclaim shards whose scorer sent no heartbeat; dead-letter those that outlived too many scorers."""
@@ -229,15 +262,14 @@ class Worker:
                 continue
             except ReferenceModelError as error:
                 _log.warning("inference failed", error=str(error), retryable=error.retryable)
-                if not error.retryable:
-                    raise UnscorableShard("INFERENCE_REFUSED", str(error)) from error
                 attempts += 1
-                if await self._model.ready():
-                    if attempts >= self._settings.max_attempts:
-                        raise UnscorableShard("INFERENCE_FAILED", f"{attempts} attempts: {error}") from error
-                else:
+                if not await self._model.ready():
                     attempts = 0
                     self._ready.clear()
+                elif not error.retryable:
+                    raise UnscorableShard("INFERENCE_REFUSED", str(error)) from error
+                elif attempts >= self._settings.max_attempts:
+                    raise UnscorableShard("INFERENCE_FAILED", f"{attempts} attempts: {error}") from error
                 await asyncio.sleep(READY_POLL_S)
                 continue
             self._metrics.shards.labels("scored").inc()

@@ -75,6 +75,8 @@ async def test_values_that_the_tower_cannot_take_are_refused_for_good(model, see
     ("mood", "problem", "outcome"),
     [
         (Mood.NAN, "image_embedding has NaN or infinity in 2 of 2 rows", Outcome.BROKEN_OUTPUT),
+        (Mood.HUGE, "image_embedding has values beyond float16 in 2 of 2 rows", Outcome.BROKEN_OUTPUT),
+        (Mood.ZERO, "image_embedding has norms outside 0.01 to 1000 in 2 of 2 rows", Outcome.BROKEN_OUTPUT),
         (Mood.WRONG_WIDTH, r"image_embedding is float32 \[2, 11\], expected float32 \[2, 12\]", Outcome.BROKEN_OUTPUT),
         (Mood.RAISE, "RuntimeError: cannot read", Outcome.FAILED),
     ],

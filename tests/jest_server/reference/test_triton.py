@@ -146,6 +146,8 @@ async def test_values_that_the_tower_cannot_take_are_refused_for_good_without_re
     ("mood", "problem", "outcome"),
     [
         (Mood.NAN, "image_embedding has NaN or infinity in 2 of 2 rows", Outcome.BROKEN_OUTPUT),
+        (Mood.HUGE, "image_embedding has values beyond float16 in 2 of 2 rows", Outcome.BROKEN_OUTPUT),
+        (Mood.ZERO, "image_embedding has norms outside 0.01 to 1000 in 2 of 2 rows", Outcome.BROKEN_OUTPUT),
         (Mood.WRONG_WIDTH, r"image_embedding is float32 \[2, 11\], expected float32 \[2, 12\]", Outcome.BROKEN_OUTPUT),
         (Mood.RAISE, "RuntimeError in the tower; Triton's log tells more", Outcome.FAILED),
     ],
@@ -188,7 +190,7 @@ def bounded_triton(tmp_path_factory):
 
 async def test_a_full_queue_is_waited_for_not_surfaced(connect, seen, bounded_triton):
     model = connect(url=bounded_triton.grpc_url, model=slow_model.NAME, microbatch=1, concurrency=6, retries=20)
-    examples = {"number": np.arange(6, dtype=np.float32).reshape(6, 1)}
+    examples = {"number": np.arange(1, 7, dtype=np.float32).reshape(6, 1)}
     np.testing.assert_array_equal((await model.embed(examples))[:, 0], examples["number"])
     outcomes = count_outcomes(seen)
     assert outcomes[Outcome.BUSY] > 0
@@ -198,7 +200,7 @@ async def test_a_full_queue_is_waited_for_not_surfaced(connect, seen, bounded_tr
 async def test_a_model_that_is_busy_is_ready_all_the_same(connect, seen, bounded_triton):
     url = bounded_triton.grpc_url
     model = connect(url=url, model=slow_model.NAME, microbatch=1, concurrency=6, retries=20)
-    embedding = asyncio.create_task(model.embed({"number": np.zeros((6, 1), np.float32)}))
+    embedding = asyncio.create_task(model.embed({"number": np.ones((6, 1), np.float32)}))
     while Outcome.BUSY not in count_outcomes(seen):
         await asyncio.sleep(0.01)
     assert await connect(url=url, model=slow_model.NAME, retries=20, ready_timeout_s=10).ready()

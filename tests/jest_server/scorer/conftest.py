@@ -35,6 +35,7 @@ class ObedientModel:
         self.version = uuid.uuid4().hex
         self.embedded: list[int] = []
         self.is_ready = True
+        self.weights = np.eye(2, WIDTH, dtype=np.float32)
         self.errors: list[ReferenceModelError] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -50,6 +51,10 @@ class ObedientModel:
             embedding_width=WIDTH,
             inputs=inputs,
         )
+
+    async def fingerprint(self, reference):
+        assert reference.version == self.version
+        return self.weights[None, :, :]
 
     async def ready(self):
         return self.is_ready

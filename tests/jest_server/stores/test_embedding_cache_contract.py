@@ -109,7 +109,7 @@ async def test_caches_of_another_precision_do_not_mix(make_cache):
 
 async def test_more_keys_than_one_round_trip_holds_keep_their_order(cache):
     info = reference()
-    values = {f"k{i}": i.to_bytes(16, "big") for i in range(2500)}
+    values = {f"k{i}": i.to_bytes(16, "little") for i in range(2500)}
     await cache.put(info, values)
     assert await cache.get(info, list(values)) == list(values.values())
 
@@ -119,6 +119,18 @@ async def test_keys_of_any_length_and_script_are_kept_apart(cache):
     values = {"é" * 256: VALUE, "é" * 255: VALUE[::-1], "a/b:c\n": bytes(16)}
     await cache.put(info, values)
     assert await cache.get(info, list(values)) == list(values.values())
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+async def test_a_value_that_is_not_finite_is_refused_and_leaves_its_key_free(make_cache, broken, precision):
+    cache, info = make_cache(precision=precision), reference()
+    value = np.ones(8, np.float16)
+    value[5] = broken
+    with pytest.raises(ValueError, match="the embedding of 'b' is not finite"):
+        await cache.put(info, {"a": VALUE, "b": value.tobytes()})
+    assert await cache.get(info, ["a", "b"]) == [None, None]
+    assert await cache.take(info, ["b"], owner="o", ttl_s=1) == [Lease.MINE]
 
 
 async def test_who_comes_first_wins_and_the_second_is_told(cache):
@@ -191,7 +203,7 @@ async def test_leases_of_another_space_are_others(cache, other):
 
 async def test_more_keys_than_one_round_trip_holds_are_leased_in_order(cache):
     info = reference()
-    values = {f"k{i}": i.to_bytes(16, "big") for i in range(2500)}
+    values = {f"k{i}": i.to_bytes(16, "little") for i in range(2500)}
     await cache.put(info, {key: value for key, value in values.items() if key.endswith("7")})
     expected = [value if key.endswith("7") else MINE for key, value in values.items()]
     assert await cache.take(info, list(values), owner="one", ttl_s=60) == expected

@@ -129,3 +129,17 @@ async def test_of_two_versions_that_are_served_the_one_announced_last_for_the_fi
     assert await stores.jobs.get_reference("ref") == REFERENCE
     await stores.jobs.announce_reference(NEWER, ttl_s=60)  # back after a pause
     assert await stores.jobs.get_reference("ref") == NEWER
+
+
+async def test_the_first_fingerprint_of_each_version_is_kept(stores):
+    record = stores.jobs.record_fingerprint
+    assert await record(REFERENCE, b"\x00first\xff") == b"\x00first\xff"
+    assert await record(REFERENCE, b"second") == b"\x00first\xff"
+    assert await record(NEWER, b"third") == b"third"
+    assert await record(REFERENCE.model_copy(update={"name": "another"}), b"fourth") == b"fourth"
+    assert await record(REFERENCE, b"fifth") == b"\x00first\xff"
+
+
+async def test_of_many_fingerprints_at_once_all_learn_of_the_same_one(stores):
+    answers = await asyncio.gather(*(stores.jobs.record_fingerprint(REFERENCE, bytes([i])) for i in range(20)))
+    assert len(set(answers)) == 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from jest_server.domain.chunked import chunked
-from jest_server.domain.embedding_codec import CODECS, decoded
+from jest_server.domain.embedding_codec import CODECS, decoded, encoded
 from jest_server.domain.ports import EmbeddingCache
 from jest_server.domain.storage import CacheStats, Lease
 from jest_server.stores.tenant_cache import for_job
@@ -58,7 +58,7 @@ class MemoryEmbeddingCache(EmbeddingCache):
     async def put(self, reference: ReferenceInfo, values: Mapping[str, bytes]) -> dict[str, bytes]:
         width = reference.embedding_width
         kept = []
-        for key, value in zip(values, self._codec.encode(list(values.values()), width), strict=True):
+        for key, value in encoded(self._codec, values, reference).items():
             held = self._values.pop(_key(reference, key), b"")
             kept.append(held if len(held) == len(value) else value)
             self._values[_key(reference, key)] = kept[-1]

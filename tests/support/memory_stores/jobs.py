@@ -67,6 +67,10 @@ class MemoryJobStore(JobStore):
         known.info, known.until = info, now + ttl_s
 
     @override
+    async def record_fingerprint(self, info: ReferenceInfo, fingerprint: bytes) -> bytes:
+        return self._state.fingerprints.setdefault((info.name, info.version), fingerprint)
+
+    @override
     async def get_reference(self, name: str) -> ReferenceInfo | None:
         served = [known for known in self._state.references.values() if known.info.name == name and known.served]
         return max(served, key=lambda known: known.since).info if served else None

@@ -39,6 +39,7 @@ class MemoryState(StoreConnection):
     def __init__(self) -> None:
         self.jobs: dict[str, JobState] = {}
         self.references: dict[Version, AnnouncedVersion] = {}
+        self.fingerprints: dict[Version, bytes] = {}
         self.queued: dict[str, QueuedShard] = {}
         """By name: shards that wait or are being scored."""
         self.model_queues: dict[Version, ModelQueue] = {}

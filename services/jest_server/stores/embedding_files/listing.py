@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jest_server.domain.embedding_codec import is_finite
 from jest_server.stores.embedding_files.format import EmbeddingFileError, digests_of, index_of, read_manifest
 from jest_server.stores.embedding_files.index import DigestIndex
 
@@ -123,10 +124,12 @@ class Listing:
         for at in group:
             start = int(found.row[at] - found.row[group[0]]) * size
             value = data[start : start + size]
-            if zlib.crc32(value) == found.checksum[at]:
-                values[at] = value
-            else:
+            if zlib.crc32(value) != found.checksum[at]:
                 problem("checksum", f"{self._manifest(found, at).file}: has damaged rows")
+            elif not is_finite(value):
+                problem("not_finite", f"{self._manifest(found, at).file}: has rows with NaN or infinity")
+            else:
+                values[at] = value
 
     def _manifest(self, found: Found, at: int) -> Manifest:
         manifest = self.files[int(found.file[at])]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from jest_server.domain.chunked import chunked
-from jest_server.domain.embedding_codec import CODECS, decoded
+from jest_server.domain.embedding_codec import CODECS, decoded, encoded
 from jest_server.domain.ports import EmbeddingCache
 from jest_server.domain.storage import CacheStats, Lease
 from jest_server.stores.redis.connection import Script, connect, milliseconds, run, translate_redis_errors
@@ -79,13 +79,13 @@ class RedisEmbeddingCache(EmbeddingCache):
         size = self._codec.value_bytes(width)
         kept: dict[str, bytes] = {}
         for batch in chunked(values, _BATCH):
-            encoded = dict(zip(batch, self._codec.encode([values[key] for key in batch], width), strict=True))
-            earlier = dict(zip(batch, await self._set(space, encoded, if_absent=True), strict=True))
+            fresh = encoded(self._codec, {key: values[key] for key in batch}, reference)
+            earlier = dict(zip(batch, await self._set(space, fresh, if_absent=True), strict=True))
             whole = {key: value for key, value in earlier.items() if value is not None and len(value) == size}
-            broken = {key: encoded[key] for key, value in earlier.items() if value is not None and key not in whole}
+            broken = {key: fresh[key] for key, value in earlier.items() if value is not None and key not in whole}
             if broken:
                 await self._set(space, broken, if_absent=False)
-            kept |= dict(zip(batch, self._codec.decode(list((encoded | whole).values()), width), strict=True))
+            kept |= dict(zip(batch, self._codec.decode(list((fresh | whole).values()), width), strict=True))
         return kept
 
     @override
@@ -142,10 +142,10 @@ class RedisEmbeddingCache(EmbeddingCache):
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _set(self, space: str, encoded: Mapping[str, bytes], *, if_absent: bool) -> list[bytes | None]:
+    async def _set(self, space: str, values: Mapping[str, bytes], *, if_absent: bool) -> list[bytes | None]:
         """Set values, or only those that are not there; returns what was there before."""
         async with translate_redis_errors("cache"), self._client.pipeline(transaction=False) as pipe:
-            for key, value in encoded.items():
+            for key, value in values.items():
                 pipe.set(_key(space, key), value, px=self._ttl_ms, nx=if_absent, get=True)
             return await run(pipe)
 

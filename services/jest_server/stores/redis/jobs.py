@@ -9,7 +9,7 @@ from typing_extensions import override
 from jest_server.domain.jobs import Counters, Job, JobSpec
 from jest_server.domain.ports import JobStore
 from jest_server.domain.references import Announced, ReferenceInfo
-from jest_server.stores.redis.connection import milliseconds, text, translate_redis_errors
+from jest_server.stores.redis.connection import milliseconds, run, text, translate_redis_errors
 from jest_server.stores.redis.references import versions_of
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 VERSION_KEPT_S = 86400.0
 """How long a version of a reference model is remembered that is not served any more."""
+FINGERPRINT_KEPT_S = 30 * 86400.0
+"""How long the fingerprints of a model are remembered after the last of them was used."""
 DELETE_BATCH = 5000
 """Decisions that one step of a job's deletion deletes."""
 
@@ -93,6 +95,16 @@ class RedisJobStore(JobStore):
                 kept_ms=milliseconds(VERSION_KEPT_S),
                 payload=info.model_dump_json(),
             )
+
+    @override
+    async def record_fingerprint(self, info: ReferenceInfo, fingerprint: bytes) -> bytes:
+        key = self._keys.fingerprints(info.name)
+        async with translate_redis_errors("queue"), self._client.pipeline(transaction=False) as pipe:
+            pipe.hsetnx(key, info.version, fingerprint)
+            pipe.pexpire(key, milliseconds(FINGERPRINT_KEPT_S))
+            pipe.hget(key, info.version)
+            first = (await run(pipe))[-1]
+        return fingerprint if first is None else bytes(first)
 
     @override
     async def get_reference(self, name: str) -> ReferenceInfo | None:

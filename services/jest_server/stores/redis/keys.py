@@ -21,6 +21,7 @@ QUEUE is a digest that names a version of a reference model.
 | {jest}:kept_inputs:JOB/ID | hash | what was submitted of a dead-lettered super-batch, of the newest 100 | a day |
 | {jest}:models | set | names of reference models that were announced | until all their versions are forgotten |
 | {jest}:reference:MODEL | hash | version -> ReferenceInfo as announced, since when, until when (JSON) | a day |
+| {jest}:fingerprints:MODEL | hash | version -> first fingerprint of its weights (f16) | 30 days after the last use |
 | {jest}:queued | zset | JOB/ID/SHARD by time of queueing (ms): shards waiting or being scored | until empty |
 | {jest}:model_queues | hash | QUEUE -> model and version (JSON) | an entry while the model's versions are remembered |
 | {jest}:heartbeats:QUEUE | zset | JOB/ID/SHARD by last heartbeat (µs): exactly the shards being scored | until empty |
@@ -155,6 +156,10 @@ class Keys:
     def reference(self, model: str) -> str:
         """What a reference model's scorers announced, by version."""
         return f"{self.prefix}reference:{model}"
+
+    def fingerprints(self, model: str) -> str:
+        """The first fingerprints of a reference model's versions."""
+        return f"{self.prefix}fingerprints:{model}"
 
 
 def member(ref: SuperBatchRef) -> str:

@@ -7,6 +7,7 @@ import threading
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -273,3 +274,14 @@ def test_two_writers_of_one_shard_leave_one_of_both_whole(tmp_path):
     manifest = folder.manifest(name)
     assert manifest in [first for first, _ in made]
     assert not [path for path in Path(tmp_path, "space").iterdir() if path.name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+async def test_a_row_that_is_not_finite_counts_as_absent(url, make_files, broken):
+    info = reference_info()
+    row = VALUES["k1"].copy()
+    row[1, 2] = broken
+    write_shard(url, info, {"k0": VALUES["k0"], "k1": row})
+    files = make_files()
+    assert await files.get(info, ["k0", "k1"]) == [*the_bytes("k0"), None]
+    assert files.problems("not_finite") == 1
