@@ -43,6 +43,11 @@ class DeadLetter(SuperBatchRecord):
         return cls.of(ref, reason="EXPIRED", detail="no decision within the job's super_batch_ttl", at_s=at_s)
 
     @classmethod
+    def superseded(cls, ref: SuperBatchRef, current: str, *, at_s: float) -> DeadLetter:
+        """Return the dead letter of a super-batch whose attempt another one has taken the place of."""
+        return cls.of(ref, reason="SUPERSEDED", detail=f"its job runs in attempt {current!r} now", at_s=at_s)
+
+    @classmethod
     def unserved(
         cls, ref: SuperBatchRef, *, model: str, version: str, current: Sequence[str], at_s: float
     ) -> DeadLetter:
