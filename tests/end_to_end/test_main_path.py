@@ -43,14 +43,14 @@ def test_the_answer_is_what_jest_core_chooses_from_the_same_embeddings(client, u
     learner = TinyLearner(seed=0)
     (batch,) = super_batches(count=1, rows=64, seed=2)
     batches = selected(job, learner, [batch])
-    (chosen,) = list(batches)
+    ((chosen, decision),) = batches.with_decisions()
     image, text = reference_towers(batch)
     reference = Embeddings(image.half(), text.half(), scale=job.reference.scale, bias=job.reference.bias)
     expected = select_sub_batch(
-        learner.embed(batch), reference, POLICY, seed=selection_seed(9, batches.last.super_batch_id)
+        learner.embed(batch), reference, POLICY, seed=selection_seed(9, decision.super_batch_id)
     )
     assert chosen["keys"] == [batch["keys"][p] for p in expected.positions.tolist()]
-    assert batches.last.perplexity == pytest.approx(expected.perplexity, rel=1e-3)
+    assert decision.perplexity == pytest.approx(expected.perplexity, rel=1e-3)
 
 
 def test_two_jobs_over_the_same_data_cost_the_reference_model_one_pass(client, unique):
@@ -138,10 +138,10 @@ def test_the_declared_fallback_applies_when_the_reference_is_late(stack, client,
     )
     batches = selected(job, TinyLearner(seed=0), super_batches(count=1, rows=64, seed=10))
     with stack.paused("scorer"), within(10):
-        (batch,) = list(batches)
+        ((batch, decision),) = batches.with_decisions()
     assert len(batch["keys"]) == 16
-    assert batches.last.fallback == "uniform"
-    assert "reference_timeout" in batches.last.fallback_reason
+    assert decision.fallback == "uniform"
+    assert "reference_timeout" in decision.fallback_reason
     assert job.counters().fallbacks == 1
 
 

@@ -65,7 +65,7 @@ def test_a_job_over_a_data_set_that_was_embedded_offline_costs_no_inference(
         batches = jest_trainer.SelectedBatches(
             job, data, keys=lambda batch: batch["keys"], features=uploads.append, embed=learner.embed
         )
-        chosen = [(batch["keys"], batches.last.super_batch_id) for batch in batches]
+        chosen = [(batch["keys"], decision.super_batch_id) for batch, decision in batches.with_decisions()]
         counters, reference = job.counters(), job.reference
         found = metric(stack.endpoints()["selector metrics"], "jest_embedding_file_hits_total")
     assert uploads == []

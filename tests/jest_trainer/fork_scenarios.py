@@ -81,6 +81,10 @@ def main(address):
         loop.close()
         loader = DataLoader(Rows(), batch_size=8, num_workers=2)
         told["workers that load"] = timed(lambda: [batch["keys"] for batch in loop_over(job, loader, "b")])
+        small = DataLoader(Rows(), batch_size=8)
+        chosen = jest.SelectedIndices(loop_over(job, small, "c"), lambda batch: [int(key[1:]) for key in batch["keys"]])
+        loader = DataLoader(Rows(), batch_sampler=chosen, num_workers=2)
+        told["workers that load what was chosen"] = timed(lambda: [[b["keys"] for b in loader] for _ in range(2)])
         loader = DataLoader(Rows(client), batch_size=8, num_workers=1)
         told["workers that call"] = timed(lambda: next(iter(loader)))
     print(json.dumps(told))  # noqa: T201 - how the tests learn it

@@ -155,6 +155,10 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
             )
         return jobs_pb2.GetJobResponse(job=self._job(request.name))
 
+    def DeleteJob(self, request, context):
+        self._arrived("DeleteJob", request, context)
+        return jobs_pb2.DeleteJobResponse(deleted=self.jobs.pop(request.name, None) is not None)
+
     def GetServerInfo(self, request, context):
         self._arrived("GetServerInfo", request, context)
         return pb.GetServerInfoResponse(

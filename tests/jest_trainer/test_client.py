@@ -131,6 +131,24 @@ def test_an_unknown_job_is_an_error_with_its_reason(client):
     assert caught.value.reason == "JOB_UNKNOWN"
 
 
+def test_a_deleted_job_is_gone_and_deleting_it_again_is_no_error(server, client):
+    client.create_job("run", reference_model="r", policy=POLICY)
+    assert client.delete_job("run") is True
+    assert client.delete_job("run") is False
+    assert [request.name for request in server.requests("DeleteJob")] == ["run", "run"]
+    with pytest.raises(jest.JestError) as caught:
+        client.get_job("run")
+    assert caught.value.reason == "JOB_UNKNOWN"
+
+
+def test_a_name_that_the_server_refuses_to_delete_is_an_error_with_its_reason(server, client):
+    refusal = fail(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "name is empty", violations={"name": "empty"})
+    server.script["DeleteJob"].append(refusal)
+    with pytest.raises(jest.JestError, match=r"^DeleteJob was refused by .*name is empty") as caught:
+        client.delete_job("")
+    assert (caught.value.reason, caught.value.field_violations) == ("INVALID_FIELD", {"name": "empty"})
+
+
 def test_server_info_tells_version_limits_and_abilities(client):
     info = client.server_info()
     assert (info.version, info.scorings, info.losses) == (

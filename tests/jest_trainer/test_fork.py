@@ -58,6 +58,10 @@ def test_workers_of_a_data_loader_load_while_the_client_is_in_use(told):
     assert told["workers that load"][0] == str([["k7", "k5"], ["k15", "k13"], ["k23", "k21"]])
 
 
+def test_workers_of_a_data_loader_load_what_was_chosen_in_every_epoch(told):
+    assert told["workers that load what was chosen"][0] == str([[["k7", "k5"], ["k15", "k13"], ["k23", "k21"]]] * 2)
+
+
 def test_a_data_loader_s_worker_that_uses_an_inherited_client_is_refused_at_once(told):
     said, seconds = told["workers that call"]
     assert said.startswith("JestError: Caught JestError in DataLoader worker process 0.")

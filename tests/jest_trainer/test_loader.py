@@ -248,21 +248,11 @@ def test_stats_are_a_copy(make_loop):
     assert (before.super_batches, loop.stats.super_batches) == (0, 1)
 
 
-def test_last_is_the_decision_behind_the_batch(make_loop):
-    loop = make_loop(super_batches(2), return_reference_embeddings=True)
-    assert loop.last is None
-    for step, _ in enumerate(loop):
-        assert loop.last.super_batch_id == f"{step:08d}"
-        assert loop.last.positions.tolist() == EXPECTED_ROWS
-        assert loop.last.reference_embeddings.image[:, 0].tolist() == EXPECTED_ROWS
-
-
 def test_a_fallback_is_counted_and_never_silent(server, make_loop, caplog):
     server.answers = {"fallback": jobs_pb2.FALLBACK_UNIFORM, "fallback_reason": "3 shards were late"}
     loop = make_loop(super_batches(2))
-    list(loop)
+    assert [decision.fallback for _, decision in loop.with_decisions()] == ["uniform", "uniform"]
     assert loop.stats.fallbacks == 2
-    assert loop.last.fallback == "uniform"
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == [
         f"super-batch {step:08d} of job run-1 was chosen by the fallback uniform: 3 shards were late" for step in (0, 1)

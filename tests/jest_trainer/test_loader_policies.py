@@ -99,7 +99,7 @@ def test_a_resumed_loop_goes_on_with_its_schedule(server, make_loop, job_with):
     gain = jest.Schedule(start=0.0, shape="linear", end=10.0, steps=10)
     loop = make_loop([super_batch(4), super_batch(5)], job=job_with(gain=gain))
     loop.load_state_dict({"next_step": 4})
-    assert [loop.last.gain for _ in loop] == [4.0, 5.0]
+    assert [decision.gain for _, decision in loop.with_decisions()] == [4.0, 5.0]
     assert [request.step for request in server.requests("SubmitSuperBatch")] == [4, 5]
 
 
@@ -209,30 +209,29 @@ def test_a_policy_without_reference_embeddings_cannot_return_them(make_loop, job
 
 def test_weights_of_the_chosen_rows_come_with_the_decision(make_loop, job_with):
     loop = make_loop([super_batch(0)], job=job_with(weights=True))
-    (batch,) = loop
-    assert loop.last.weights.dtype == torch.float32
-    assert loop.last.weights.tolist() == pytest.approx([4 / 3, 2 / 3])
+    ((batch, decision),) = loop.with_decisions()
+    assert decision.weights.dtype == torch.float32
+    assert decision.weights.tolist() == pytest.approx([4 / 3, 2 / 3])
     assert len(batch["keys"]) == 2
 
 
 def test_the_gain_that_was_used_comes_with_the_decision(make_loop, job_with):
     loop = make_loop([super_batch(0)], job=job_with(gain=2.5))
-    list(loop)
-    assert loop.last.gain == 2.5
+    assert [decision.gain for _, decision in loop.with_decisions()] == [2.5]
 
 
 def test_the_distillation_in_sub_batch_s_docstring_runs_and_pulls_towards_the_reference(make_loop, job):
     loop = make_loop([super_batch(0)], return_reference_embeddings=True)
-    list(loop)
-    width = loop.last.reference_embeddings.image.shape[1]
+    ((_, decision),) = loop.with_decisions()
+    width = decision.reference_embeddings.image.shape[1]
     generator = torch.Generator().manual_seed(0)
     image, text = (torch.rand(2, width, generator=generator, requires_grad=True) for _ in range(2))
-    known = {"loop": loop, "job": job, "functional": functional, "image": image, "text": text, "scale": 2.0}
+    known = {"decision": decision, "job": job, "functional": functional, "image": image, "text": text, "scale": 2.0}
     example = doctest.DocTestParser().get_doctest(SubBatch.__doc__, known, "SubBatch", None, None)
     assert example.examples
     assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
 
-    teacher = loop.last.reference_embeddings
+    teacher = decision.reference_embeddings
     target = job.reference.scale * teacher.image.double() @ teacher.text.double().T
     logits = 2.0 * image.double() @ text.double().T
     both_ways = [-(target.softmax(axis) * logits.log_softmax(axis)).sum(axis).mean() for axis in (0, 1)]

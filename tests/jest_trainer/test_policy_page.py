@@ -95,14 +95,14 @@ def test_the_capped_loop_sends_its_labels(server, names):
 def test_the_weighted_loop_has_gradients(names):
     run("Weights", names)
     assert names["model"].image.weight.grad.abs().sum() > 0
-    assert len(names["loop"].last.weights) == 16
+    assert len(names["decision"].weights) == 16
 
 
 def test_the_distilled_loop_pulls_the_logits_towards_the_teacher_s(server, names):
     run("Weights", names)  # for its loss_of_rows, as a reader of the page has seen it
     run("Distillation", names)
     image, text = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
-    teacher = names["loop"].last.reference_embeddings
+    teacher = names["decision"].reference_embeddings
     same = type(teacher)(image.detach(), text.detach())
     names["distillation"](image, text, same, names["model"].scale).backward()
     assert image.grad.abs().max() < 1e-5  # who matches as the teacher does has nothing to learn from it

@@ -21,6 +21,7 @@ def test_the_package_exports_its_names_and_no_others():
         "PairLosses",
         "Schedule",
         "SelectedBatches",
+        "SelectedIndices",
         "SelectionPolicy",
     ]
     assert all(hasattr(jest_trainer, name) for name in jest_trainer.__all__)
@@ -28,7 +29,7 @@ def test_the_package_exports_its_names_and_no_others():
 
 def test_the_public_modules_are_these_and_no_others():
     public = sorted(module.name for module in pkgutil.iter_modules(jest_trainer.__path__) if module.name[0] != "_")
-    assert public == ["client", "errors", "job", "loader", "outputs", "results"]
+    assert public == ["batch_sampler", "client", "errors", "job", "loader", "outputs", "results"]
 
 
 def test_the_method_s_types_are_the_method_s_own():

@@ -141,6 +141,20 @@ class Client:
         )
         return Job(self._connection, answer.job, deadline_s=self._deadline_s)
 
+    def delete_job(self, name: str) -> bool:
+        """Delete a job, with its decisions and what it has in flight; cached reference embeddings stay.
+
+        Returns:
+            Whether there was one. Also False if a first attempt deleted it and its answer was lost on the way.
+        """
+        answer = self._connection.call(
+            lambda stubs: stubs.jobs.DeleteJob,
+            lambda: jobs_pb2.DeleteJobRequest(name=name),
+            CallSite("DeleteJob", name),
+            Deadline(self._deadline_s),
+        )
+        return answer.deleted
+
     def server_info(self) -> ServerInfo:
         """The server's version, limits and abilities."""
         answer = self._connection.call(

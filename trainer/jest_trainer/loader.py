@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 import threading
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_args
 
+from jest_core import Schedule
 from jest_trainer._loop.distributed import resolve_rank
+from jest_trainer._loop.loader_shape import LoaderShape
 from jest_trainer._loop.prefetch import Prefetch
 from jest_trainer._loop.read_batch import BatchReader
 from jest_trainer._loop.select import SubBatchSelector
@@ -40,7 +43,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._:-]{0,64}")
 Batch = TypeVar("Batch")
 
 
-class SelectedBatches(Generic[Batch]):
+class SelectedBatches(LoaderShape, Generic[Batch]):
     """An iterable of super-batches, each reduced to the rows that the job's policy chose of it.
 
     Each `for` loop is a new pass over `super_batches`; leaving it stops its background thread. Steps go on counting
@@ -52,6 +55,15 @@ class SelectedBatches(Generic[Batch]):
     give random augmentations a generator of their own. `embed` is called in the loop's thread, without gradients,
     between two training steps, with the model in whatever mode (train or eval) it is in; the reduced batch is what
     `embed` saw.
+
+    It has the shape of the loader that it wraps. `len()` is the wrapped loader's: the super-batches, and so the batches
+    that come out, of a whole pass. Fewer come out of a pass that begins at a later step, and where super-batches are
+    dead-lettered. `batch_size` is that of the batches that come out. `dataset`, `sampler`, `batch_sampler`,
+    `num_batches` and `num_samples` are the wrapped loader's and describe what is loaded. `set_epoch` reaches that
+    loader, its samplers and its dataset.
+
+    `with_decisions()` or `decision_key` give the decision behind each batch: its weights, for example. A consumer may
+    read ahead; `embed` then works with weights that are as many steps old, and `state_dict()` counts what was read.
 
     Args:
         job: from `Client.create_job` or `Client.get_job`.
@@ -71,13 +83,15 @@ class SelectedBatches(Generic[Batch]):
         prefetch: how many super-batches to submit ahead, the same on every rank.
         prefix: distinguishes super-batches that have equal steps and other rows, such as `"epoch0-"`.
         wire_dtype: element type in which the learner's outputs are sent; the decision is made from what is sent.
-        return_reference_embeddings: ask for the chosen rows' reference embeddings, found in `last`.
+        return_reference_embeddings: ask for the chosen rows' reference embeddings, found in the decision.
+        decision_key: put each batch's decision, a `SubBatch`, into the batch under this key. Batches must then be
+            dictionaries.
 
     Raises:
         ValueError: a value is invalid.
     """
 
-    def __init__(  # noqa: PLR0913 - all that a loop decides; the last ten have defaults
+    def __init__(  # noqa: PLR0913 - all that a loop decides; the last eleven have defaults
         self,
         job: Job,
         super_batches: Iterable[Batch],
@@ -93,19 +107,26 @@ class SelectedBatches(Generic[Batch]):
         prefix: str = "",
         wire_dtype: WireDtype = "as_is",
         return_reference_embeddings: bool = False,
+        decision_key: str | None = None,
     ) -> None:
-        _require_options(job, prefetch=prefetch, prefix=prefix, wire_dtype=wire_dtype)
+        super().__init__(super_batches)
+        _require_options(job, prefetch=prefetch, prefix=prefix, wire_dtype=wire_dtype, decision_key=decision_key)
         if return_reference_embeddings and not job.policy.needs_reference_model:
             raise ValueError(
                 "return_reference_embeddings must be False: "
                 f"{scoring_and_loss(job.policy)} uses no reference embeddings"
             )
         self._reader = BatchReader(
-            keys=keys, embed=embed, features=features, sources=sources, group_labels=group_labels, take=take
+            keys=keys,
+            embed=embed,
+            features=features,
+            sources=sources,
+            group_labels=group_labels,
+            take=take,
+            decision_key=decision_key,
         )
         self._reader.require_inputs_of(job.policy)
         self._job = job
-        self._super_batches = super_batches
         self._prefetch = prefetch
         self._accounts = Accounts()
         self._submitter = Submitter(job, self._reader, resolve_rank(rank, job.world_size), prefix)
@@ -118,7 +139,6 @@ class SelectedBatches(Generic[Batch]):
             return_reference_embeddings=return_reference_embeddings,
             max_dead_letters=prefetch + _MAX_DEAD_LETTERS,
         )
-        self._last: SubBatch | None = None
         self._next_step = 0
         self._unused_step = 0
         self._pass: Prefetch[Any, Submission[Batch]] | None = None
@@ -129,9 +149,25 @@ class SelectedBatches(Generic[Batch]):
         return replace(self._accounts.stats)
 
     @property
-    def last(self) -> SubBatch | None:
-        """The decision behind the batch that was yielded last; None before the first."""
-        return self._last
+    def batch_size(self) -> int | None:
+        """Rows of a batch that comes out on this rank; None where batches differ in size or the loader does not say.
+
+        They differ in size if the filter ratio has a schedule, and between ranks under placement `global`.
+
+        Raises:
+            ValueError: the policy leaves too little of the loader's `batch_size`.
+        """
+        policy, ranks = self._job.policy, self._job.world_size
+        if isinstance(policy.filter_ratio, Schedule) or (policy.placement == "global" and ranks > 1):
+            return None
+        if policy.sub_batch_size is not None:
+            return policy.sub_batch_size // ranks
+        loaded = super().batch_size
+        return None if loaded is None else policy.resolve_sub_batch_size(loaded * ranks) // ranks
+
+    def with_decisions(self) -> DecidedBatches[Batch]:
+        """The same loop over pairs of a batch and the decision behind it, also if the consumer reads ahead."""
+        return DecidedBatches(self, self._pairs)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loop is: the step after the batch that was yielded last. Belongs into the checkpoint."""
@@ -168,6 +204,9 @@ class SelectedBatches(Generic[Batch]):
         self.close()
 
     def __iter__(self) -> Iterator[Batch]:
+        yield from map(itemgetter(0), self._pairs())  # a loop variable would keep the last batch
+
+    def _pairs(self) -> Iterator[tuple[Batch, SubBatch]]:
         self.close()
         current = self._pass = self._begin()
         try:
@@ -178,11 +217,10 @@ class SelectedBatches(Generic[Batch]):
                     self._next_step = self._unused_step = submission.step + 1
                     if decision is None:
                         continue
-                    self._last = decision
                     sub_batch = self._reader.reduce(submission.batch, len(submission.keys), decision)
                 del submission  # while its sub-batch is trained on, the super-batch need not stay in memory
-                yield sub_batch
-                del sub_batch
+                yield sub_batch, decision
+                del sub_batch, decision
             self._pass = None
         except JestError as error:
             if error.reason == SUPER_BATCH_CONFLICT:
@@ -199,7 +237,7 @@ class SelectedBatches(Generic[Batch]):
         self._accounts.begin_pass()
         cancellation, waiting = Cancellation(), threading.Event()
         return Prefetch(
-            enumerate(self._super_batches, self._unused_step),
+            enumerate(self._wrapped, self._unused_step),
             lambda numbered: self._submitter.submit_ahead(*numbered, cancellation, waiting.is_set),
             limit=self._prefetch,
             name=f"jest-submit-{self._job.name}",
@@ -220,13 +258,26 @@ class SelectedBatches(Generic[Batch]):
             self._unused_step = self._next_step + self._prefetch + 1
 
 
-def _require_options(job: Job, *, prefetch: int, prefix: str, wire_dtype: str) -> None:
+class DecidedBatches(LoaderShape, Generic[Batch]):
+    """`SelectedBatches` as pairs of a batch and the `SubBatch` behind it, in other respects the same loader."""
+
+    def __init__(self, loop: SelectedBatches[Batch], pairs: Callable[[], Iterator[tuple[Batch, SubBatch]]]) -> None:
+        super().__init__(loop)
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[tuple[Batch, SubBatch]]:
+        return self._pairs()
+
+
+def _require_options(job: Job, *, prefetch: int, prefix: str, wire_dtype: str, decision_key: object) -> None:
     if prefetch < 1:
         raise ValueError(f"prefetch ({prefetch}) must be at least 1")
     if not _PREFIX.fullmatch(prefix):
         raise ValueError(f"prefix ({prefix!r}) must be at most 64 characters of [A-Za-z0-9._:-]")
     if wire_dtype not in get_args(WireDtype):
         raise ValueError(f"wire_dtype ({wire_dtype!r}) must be one of {', '.join(get_args(WireDtype))}")
+    if decision_key is not None and not (isinstance(decision_key, str) and decision_key):
+        raise ValueError(f"decision_key ({decision_key!r}) must be a non-empty string or None")
     if job.fallback != "fail" and job.reference_timeout_s >= job.deadline_s:
         raise ValueError(
             f"the client's deadline_s ({job.deadline_s:g}) must be larger than the job's reference_timeout_s "

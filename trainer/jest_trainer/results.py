@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Fallback = Literal["fail", "uniform", "hard_learner"]
@@ -113,10 +114,10 @@ class SubBatch:
         gain: the policy's, at this step.
 
     To distil from the reference model while training on what it chose (ACED, arXiv 2411.18674), add the cross-entropy
-    between its matching of the chosen images and texts and the learner's to the loss; for a `job`, a `loop` made with
-    `return_reference_embeddings=True`, and the learner's `image`, `text` and `scale` for the batch that came out:
+    between its matching of the chosen images and texts and the learner's to the loss; for a `job`, a `decision` of a
+    loop made with `return_reference_embeddings=True`, and the learner's `image`, `text` and `scale` for its batch:
 
-        >>> teacher = loop.last.reference_embeddings
+        >>> teacher = decision.reference_embeddings
         >>> target = job.reference.scale * teacher.image.to(image) @ teacher.text.to(text).T
         >>> logits = scale * image @ text.T
         >>> rows = functional.cross_entropy(logits, target.softmax(1))
@@ -138,3 +139,19 @@ class SubBatch:
     reference_embeddings: ReferenceEmbeddings | None
     weights: Tensor | None
     gain: float
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
+        """Return the decision with its tensors on a device; trainers call this on whatever is in a batch."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        teacher = self.reference_embeddings
+        return replace(
+            self,
+            positions=moved(self.positions),
+            weights=None if self.weights is None else moved(self.weights),
+            reference_embeddings=None
+            if teacher is None
+            else ReferenceEmbeddings(*[moved(tensor) for tensor in teacher]),
+        )

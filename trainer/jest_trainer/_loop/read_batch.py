@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -27,7 +29,7 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchReader(Generic[Batch]):
-    """The functions that were given to `SelectedBatches`, where they are described."""
+    """The functions and the key that were given to `SelectedBatches`, where they are described."""
 
     keys: Callable[[Batch], Iterable[Any]]
     embed: Callable[[Batch], LearnerOutputs]
@@ -35,6 +37,7 @@ class BatchReader(Generic[Batch]):
     sources: Callable[[Batch], Iterable[str | None]] | None = None
     group_labels: Callable[[Batch], Iterable[Any]] | None = None
     take: Callable[[Batch, Tensor], Batch] | None = None
+    decision_key: str | None = None
 
     def require_inputs_of(self, policy: SelectionPolicy) -> None:
         """Raise a ValueError if the policy needs something that no function reads."""
@@ -68,7 +71,22 @@ class BatchReader(Generic[Batch]):
         return embed_super_batch(self.embed, batch, rows=rows, policy=job.policy, world_size=job.world_size)
 
     def reduce(self, batch: Batch, rows: int, decision: SubBatch) -> Batch:
-        """Return the batch with only the chosen rows."""
+        """Return the batch with only the chosen rows, and with the decision if it has a key."""
         if self.take is not None:
-            return self.take(batch, decision.positions)
-        return take_rows(batch, decision.positions, rows)
+            reduced = self.take(batch, decision.positions)
+        else:
+            reduced = take_rows(batch, decision.positions, rows)
+        return reduced if self.decision_key is None else _with_item(reduced, self.decision_key, decision)
+
+
+def _with_item(batch: Batch, key: str, decision: SubBatch) -> Batch:
+    if not isinstance(batch, MutableMapping):
+        raise ValueError(  # noqa: TRY004 - bad input is always ValueError
+            f"decision_key ({key!r}) needs batches that are dictionaries, not {type(batch).__name__}; "
+            "with_decisions() yields the decision beside a batch of any type"
+        )
+    if key in batch:
+        raise ValueError(f"decision_key ({key!r}) is a key of the batch itself: {sorted(map(str, batch))}")
+    like = copy.copy(batch)  # `take` may have returned the caller's own
+    like[key] = decision
+    return like
