@@ -105,10 +105,24 @@ class Speaker:
         return self.jobs.CreateJob(request, timeout=TIMEOUT_S).job
 
     def submit(
-        self, job: str, super_batch_id: str, keys: list[str], *, rank: int = 0, world_size: int = 1, **fields: Any
+        self,
+        job: str,
+        super_batch_id: str,
+        keys: list[str],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        step: int | None = 0,
+        **fields: Any,
     ) -> Any:
         request = selection_pb2.SubmitSuperBatchRequest(
-            job=job, super_batch_id=super_batch_id, rank=rank, world_size=world_size, example_keys=keys, **fields
+            job=job,
+            super_batch_id=super_batch_id,
+            rank=rank,
+            world_size=world_size,
+            example_keys=keys,
+            step=step,
+            **fields,
         )
         return self.selection.SubmitSuperBatch(request, timeout=TIMEOUT_S)
 

@@ -37,7 +37,7 @@ class Attempts:
             self._processes[request.process_nonce] = self.number
         return OpenResult(status, attempt_name(self.number), self.current.opened_by, self.current.origin)
 
-    def _status(self, request: AttemptRequest) -> OpenStatus:
+    def _status(self, request: AttemptRequest) -> OpenStatus:  # noqa: PLR0911 - one for each case
         current, same = self.current, request.origin == self.current.origin
         if request.parent and not 1 <= attempt_number(request.parent) <= self.number:
             return OpenStatus.UNKNOWN_PARENT

@@ -15,8 +15,7 @@ from support.memory_stores.state import AnnouncedVersion, JobState
 
 if TYPE_CHECKING:
     from jest_server.domain.attempts import AttemptRequest, OpenResult
-    from jest_server.domain.errors import JobUnknown
-from jest_server.domain.jobs import JobSpec
+    from jest_server.domain.jobs import JobSpec
     from jest_server.domain.references import ReferenceInfo
     from support.memory_stores.state import MemoryState
 

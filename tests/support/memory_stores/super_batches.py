@@ -38,14 +38,14 @@ class MemorySuperBatchStore(SuperBatchStore):
         job.expire_decisions()
         if submission.super_batch_id in job.decisions:
             return SubmitResult(SubmitStatus.DECIDED)
-        if submission.super_batch_id in job.dead_letters:
-            return SubmitResult(SubmitStatus.DEAD)
         number, attempts = attempt_number(submission.super_batch_id), job.attempts
         if number > attempts.number:
             raise attempt_unknown(submission.job, attempt_name(number), submission.metadata)
         if 0 < number < attempts.number:
             current, opened_by = attempt_name(attempts.number), attempts.current.opened_by
             raise attempt_superseded(submission.job, current, opened_by, submission.metadata)
+        if submission.super_batch_id in job.dead_letters:
+            return SubmitResult(SubmitStatus.DEAD)
         held = job.in_flight.get(submission.super_batch_id)
         if held is None:
             full = limits.first_exceeded(self._state.sums(submission.job, lambda _: 1), more=1)

@@ -10,7 +10,7 @@ QUEUE is a digest that names a version of a reference model.
 | {jest}:weights | hash | job name -> its weight | until deleted |
 | {jest}:counters:JOB | hash | the job's counters, one field each | until deleted |
 | {jest}:attempt:JOB | hash | the current attempt and its processes, see open_attempt.lua | until the job is deleted |
-| {jest}:attempt_members:JOB | zset | processes and launches by the number of their attempt, the newest 100,000 | likewise |
+| {jest}:attempt_members:JOB | zset | processes and launches by number of attempt, the newest 100,000 | likewise |
 | {jest}:in_flight | zset | JOB/ID by deadline (s): exactly the super-batches in flight | until empty |
 | {jest}:usage | hash | super-batches in flight and bytes of features, see usage.lua | an entry until it is 0 |
 | {jest}:super_batch:JOB/ID | hash | see below | until decided; backstop |

@@ -24,9 +24,6 @@ end
 if redis.call('EXISTS', decision) == 1 then
   return {'decided'}
 end
-if redis.call('HEXISTS', dead_letters, id) == 1 then
-  return {'dead'}
-end
 if args.attempt ~= '0' then
   local number = tonumber(redis.call('HGET', attempt, 'number') or 0)
   if tonumber(args.attempt) > number then
@@ -35,6 +32,9 @@ if args.attempt ~= '0' then
   if tonumber(args.attempt) < number then
     return {'superseded', number, redis.call('HGET', attempt, 'opened_by')}
   end
+end
+if redis.call('HEXISTS', dead_letters, id) == 1 then
+  return {'dead'}
 end
 if not redis.call('ZSCORE', in_flight, member) then
   local full = first_exceeded(usage, 'super_batches', job, 1, args.limits)
