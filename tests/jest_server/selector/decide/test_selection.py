@@ -36,6 +36,7 @@ def submissions(rows, *, keys=None, labels=None):
             super_batch_id="sb",
             rank=rank,
             world_size=len(rows),
+            step=0,
             reference=REFERENCE,
             keys=tuple(names[rank]),
             digest=str(rank),
@@ -249,7 +250,7 @@ def test_a_recorded_decision_of_a_scheduled_job_is_computed_again_from_its_recor
 
 def test_the_work_grows_with_rows_chosen_rows_and_the_widths_that_count():
     given = inputs([40])
-    assert SelectionTask(policy(), SEED, None, **given).cost() == 40 * 8 * (6 + 12)
-    assert SelectionTask(policy(scoring="hard_learner"), SEED, None, **given).cost() == 40 * 8 * 6
-    assert SelectionTask(policy(scoring="uniform"), SEED, None, **given).cost() == 40 * 8
+    assert SelectionTask(policy(), SEED, 0, **given).cost() == 40 * 8 * (6 + 12)
+    assert SelectionTask(policy(scoring="hard_learner"), SEED, 0, **given).cost() == 40 * 8 * 6
+    assert SelectionTask(policy(scoring="uniform"), SEED, 0, **given).cost() == 40 * 8
     assert SelectionTask(SCHEDULED, SEED, 0, **given).cost() == 40 * 20 * (6 + 12)
