@@ -17,7 +17,8 @@ super_batch_id:
 
 Every call may be repeated: it changes nothing and gives the same answer. What was submitted (keys, labels, sources, step)
 must be the same then, or the call is refused with ALREADY_EXISTS. Learner outputs need not be: once decided, the decision
-is the answer whatever is sent; before the selection starts, a rank's later outputs replace its earlier ones. Errors carry google.rpc.ErrorInfo with domain "jest.v1", a reason, and the
+is the answer whatever is sent; before the selection starts, a rank's later outputs replace its earlier ones (of pair losses, the first
+that came complete count). Errors carry google.rpc.ErrorInfo with domain "jest.v1", a reason, and the
 ids in its metadata; there "limit" is the setting whose limit was reached, if one was. INVALID_ARGUMENT carries BadRequest
 as well, and whatever should be tried again carries RetryInfo.
 """
