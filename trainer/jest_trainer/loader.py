@@ -6,13 +6,13 @@ works while the learner trains. Only the learner's forward pass cannot be prefet
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_args
 
 from jest_core import Schedule
-from jest_trainer._loop.attempt import LoopAttempt
 from jest_trainer._loop.distributed import resolve_rank
 from jest_trainer._loop.loader_shape import LoaderShape
 from jest_trainer._loop.prefetch import Prefetch
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _MAX_DEAD_LETTERS = 8
 """How many super-batches in a row, beyond those that were prefetched together, may end without a decision."""
-_MAX_LAUNCH_BYTES = 100
+_PREFIX = re.compile(r"[A-Za-z0-9._:-]{0,64}")
 
 Batch = TypeVar("Batch")
 
@@ -47,11 +47,9 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
     """An iterable of super-batches, each reduced to the rows that the job's policy chose of it.
 
     Each `for` loop is a new pass over `super_batches`; leaving it stops its background thread. Steps go on counting
-    from pass to pass; they are also the steps of the policy's schedules. All ranks must see equally many super-batches.
-
-    Every start of a script is an attempt of its job, which the first pass opens: a script may run again, resume from a
-    checkpoint, or shuffle its data differently, and never meets decisions of the run before. The random choices of a
-    step depend on the job's seed and the step alone.
+    from pass to pass, and name the super-batches: `{prefix}{step:08d}`, the same on every rank; they are also the steps
+    of the policy's schedules. All ranks must see equally many super-batches, and each must hold the same rows
+    whenever it is loaded again under the same name.
 
     `keys`, `group_labels` and `features` are called in the background thread and `super_batches` is iterated there:
     give random augmentations a generator of their own. `embed` is called in the loop's thread, without gradients,
@@ -83,8 +81,7 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
         take: reduces a batch to the rows at the given positions (int64, on the CPU); None handles the usual makes.
         rank: None asks torch.distributed.
         prefetch: how many super-batches to submit ahead, the same on every rank.
-        launch: equal on all ranks of one start, and different on every start. None asks torch.distributed, whose ranks
-            then draw it together when the first pass begins, or Slurm; else the server puts the ranks together.
+        prefix: distinguishes super-batches that have equal steps and other rows, such as `"epoch0-"`.
         wire_dtype: element type in which the learner's outputs are sent; the decision is made from what is sent.
         return_reference_embeddings: ask for the chosen rows' reference embeddings, found in the decision.
         decision_key: put each batch's decision, a `SubBatch`, into the batch under this key. Batches must then be
@@ -107,13 +104,13 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
         take: Callable[[Batch, Tensor], Batch] | None = None,
         rank: int | None = None,
         prefetch: int = 2,
-        launch: str | None = None,
+        prefix: str = "",
         wire_dtype: WireDtype = "as_is",
         return_reference_embeddings: bool = False,
         decision_key: str | None = None,
     ) -> None:
         super().__init__(super_batches)
-        _require_options(job, prefetch=prefetch, launch=launch, wire_dtype=wire_dtype, decision_key=decision_key)
+        _require_options(job, prefetch=prefetch, prefix=prefix, wire_dtype=wire_dtype, decision_key=decision_key)
         if return_reference_embeddings and not job.policy.needs_reference_model:
             raise ValueError(
                 "return_reference_embeddings must be False: "
@@ -132,9 +129,7 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
         self._job = job
         self._prefetch = prefetch
         self._accounts = Accounts()
-        rank = resolve_rank(rank, job.world_size)
-        self._attempt = LoopAttempt(job, rank, launch)
-        self._submitter = Submitter(job, self._reader, rank, self._attempt)
+        self._submitter = Submitter(job, self._reader, resolve_rank(rank, job.world_size), prefix)
         self._selector = SubBatchSelector(
             job,
             self._reader,
@@ -145,6 +140,7 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
             max_dead_letters=prefetch + _MAX_DEAD_LETTERS,
         )
         self._next_step = 0
+        self._unused_step = 0
         self._pass: Prefetch[Any, Submission[Batch]] | None = None
 
     @property
@@ -173,31 +169,26 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
         """The same loop over pairs of a batch and the decision behind it, also if the consumer reads ahead."""
         return DecidedBatches(self, self._pairs)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loop is: the step after the batch that was yielded last, and its attempt; for the checkpoint."""
-        return {"next_step": self._next_step, "attempt": self._attempt.name}
+    def state_dict(self) -> dict[str, int]:
+        """Where the loop is: the step after the batch that was yielded last. Belongs into the checkpoint."""
+        return {"next_step": self._next_step}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at a recorded step, in a new attempt; `super_batches` must start with that step's super-batch.
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue at a recorded step; `super_batches` must start with that step's super-batch.
 
-        Without `attempt` in the state, the new attempt continues none: so a checkpoint can go on in another job.
+        A job remembers its decisions: a loop that returns to steps which were decided with other weights or rows needs
+        another `prefix`.
 
         Raises:
-            ValueError: the state holds no step, or an attempt that is no string.
+            ValueError: the state holds no step.
             RuntimeError: the loop is running.
         """
         step = state.get("next_step")
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"next_step ({step!r}) must be a step as state_dict() gives it, an integer of at least 0")
-        attempt = state.get("attempt", "")
-        if not isinstance(attempt, str):
-            raise ValueError(  # noqa: TRY004 - a wrong value of a checkpoint, like a wrong step
-                f"attempt ({attempt!r}) must be an attempt as state_dict() gives it, a string"
-            )
         if self._pass is not None:
             raise RuntimeError("load_state_dict must be called before the loop starts, or after it was left")
-        self._next_step = step
-        self._attempt.resume(attempt, step if attempt else None)
+        self._next_step = self._unused_step = step
 
     def close(self) -> None:
         """Stop the background thread of a loop that was left, without waiting for the garbage collector."""
@@ -223,7 +214,7 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
                 submission.span.waited("sdk.wait_turn")
                 with submission.span.ending("selected"):
                     decision = self._selector.select(submission)
-                    self._next_step = submission.step + 1
+                    self._next_step = self._unused_step = submission.step + 1
                     if decision is None:
                         continue
                     sub_batch = self._reader.reduce(submission.batch, len(submission.keys), decision)
@@ -233,7 +224,10 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
             self._pass = None
         except JestError as error:
             if error.reason == SUPER_BATCH_CONFLICT:
-                error.add_note("Another start used the same launch: it must be different on every start.")
+                error.add_note(
+                    "Steps name super-batches, and a job remembers its decisions. After going back to an earlier "
+                    "checkpoint, or with data in another order, give SelectedBatches a prefix that was not used before."
+                )
             raise
         finally:
             self._end(current)
@@ -241,11 +235,10 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
     def _begin(self) -> Prefetch[Any, Submission[Batch]]:
         """Start a pass: its background thread submits super-batches as they are loaded."""
         self._accounts.begin_pass()
-        pass_number = self._attempt.begin_pass()
         cancellation, waiting = Cancellation(), threading.Event()
         return Prefetch(
-            enumerate(self._wrapped, self._next_step),
-            lambda numbered: self._submitter.submit_ahead(pass_number, *numbered, cancellation, waiting.is_set),
+            enumerate(self._wrapped, self._unused_step),
+            lambda numbered: self._submitter.submit_ahead(*numbered, cancellation, waiting.is_set),
             limit=self._prefetch,
             name=f"jest-submit-{self._job.name}",
             waiting=waiting,
@@ -261,6 +254,8 @@ class SelectedBatches(LoaderShape, Generic[Batch]):
         current.close()
         if self._pass is current:
             self._pass = None
+            # Left early: the ids of what was submitted ahead are taken, and how far that went differs between ranks.
+            self._unused_step = self._next_step + self._prefetch + 1
 
 
 class DecidedBatches(LoaderShape, Generic[Batch]):
@@ -274,11 +269,11 @@ class DecidedBatches(LoaderShape, Generic[Batch]):
         return self._pairs()
 
 
-def _require_options(job: Job, *, prefetch: int, launch: object, wire_dtype: str, decision_key: object) -> None:
+def _require_options(job: Job, *, prefetch: int, prefix: str, wire_dtype: str, decision_key: object) -> None:
     if prefetch < 1:
         raise ValueError(f"prefetch ({prefetch}) must be at least 1")
-    if launch is not None and not (isinstance(launch, str) and 0 < len(launch.encode()) <= _MAX_LAUNCH_BYTES):
-        raise ValueError(f"launch ({launch!r}) must be a string of 1 to {_MAX_LAUNCH_BYTES} bytes, or None")
+    if not _PREFIX.fullmatch(prefix):
+        raise ValueError(f"prefix ({prefix!r}) must be at most 64 characters of [A-Za-z0-9._:-]")
     if wire_dtype not in get_args(WireDtype):
         raise ValueError(f"wire_dtype ({wire_dtype!r}) must be one of {', '.join(get_args(WireDtype))}")
     if decision_key is not None and not (isinstance(decision_key, str) and decision_key):

@@ -1,14 +1,8 @@
-"""Which rank this process is, of how many, and of which start: from arguments, torch.distributed or the scheduler."""
+"""Which rank this process is, and of how many: what the caller says, else what torch.distributed says, else alone."""
 
 from __future__ import annotations
 
-import os
-import secrets
-
-import torch
 from torch import distributed
-
-_NONCE_BYTES = 16
 
 
 def resolve_world_size(world_size: int | None) -> int:
@@ -46,26 +40,6 @@ def resolve_rank(rank: int | None, world_size: int) -> int:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank ({rank}) must lie in [0, {world_size}), the job's world")
     return rank
-
-
-def resolve_launch(launch: str | None, world_size: int) -> str:
-    """What all ranks of this start have in common, and no other start has; empty if that is unknown.
-
-    With torch.distributed, rank 0 draws it and broadcasts it: every rank must call this at the same point of its main
-    thread. Under Slurm it is the job, its step and the number of its restarts. An id that survives a restart, such as
-    torchrun's run id, is not used.
-    """
-    if launch is not None:
-        return launch
-    if world_size > 1 and _initialised() and distributed.get_world_size() == world_size:
-        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        drawn = torch.tensor(list(secrets.token_bytes(_NONCE_BYTES)), dtype=torch.uint8, device=device)
-        distributed.broadcast(drawn, src=0)
-        return bytes(drawn.tolist()).hex()
-    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
-    if job and step:
-        return f"slurm-{job}-{step}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    return ""
 
 
 def _initialised() -> bool:

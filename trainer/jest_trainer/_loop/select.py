@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from jest_trainer._rpc.encode_outputs import WireDtype, encode_outputs
-from jest_trainer.errors import ATTEMPT_SUPERSEDED, DEAD_LETTERED, REFERENCE_MISSING, SUPER_BATCH_UNKNOWN, JestError
+from jest_trainer.errors import DEAD_LETTERED, REFERENCE_MISSING, SUPER_BATCH_UNKNOWN, JestError
 
 if TYPE_CHECKING:
     from jest_trainer._loop.read_batch import BatchReader
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_RESUBMIT = (REFERENCE_MISSING, SUPER_BATCH_UNKNOWN, ATTEMPT_SUPERSEDED)
 _MAX_RESUBMISSIONS = 3
-"""How often one super-batch is submitted again, because its reference embeddings were evicted meanwhile for example."""
+"""How often one super-batch is submitted again because its reference embeddings were evicted meanwhile."""
 
 Batch = TypeVar("Batch")
 
@@ -96,14 +95,13 @@ class SubBatchSelector(Generic[Batch]):
                     last_step=last_step,
                 )
             except JestError as error:
-                if error.reason not in _RESUBMIT or resubmissions == _MAX_RESUBMISSIONS:
+                if error.reason not in (REFERENCE_MISSING, SUPER_BATCH_UNKNOWN) or resubmissions == _MAX_RESUBMISSIONS:
                     raise
                 _log.info("submitting again: %s", error)
                 self._submitter.submit(submission, deadline)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _accept(self, submission: Submission[Batch], decision: SubBatch) -> None:
-        self._submitter.attempt.decided()
         self._accounts.count_decision(len(submission.keys), decision)
         self._dead_letters_in_a_row = 0
         if decision.fallback is None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from jest_trainer._rpc.deadlines import Cancelled
 from jest_trainer._rpc.features import parts
-from jest_trainer.errors import ATTEMPT_SUPERSEDED, DEAD_LETTERED, JestError
+from jest_trainer.errors import DEAD_LETTERED, JestError
 from jest_wire import tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jest_trainer._loop.attempt import LoopAttempt
     from jest_trainer._loop.read_batch import BatchReader
     from jest_trainer._rpc.calls import SuperBatchCalls
     from jest_trainer._rpc.deadlines import Cancellation, Deadline
     from jest_trainer.job import Job
-    from jest_trainer.results import Submitted
     from jest_wire.spans import SuperBatchSpan
 
 _log = logging.getLogger(__name__)
@@ -34,7 +32,6 @@ Batch = TypeVar("Batch")
 class Submission(Generic[Batch]):
     """A super-batch that the server knows; `dead_letter` says why it will never get a decision, if that is so."""
 
-    pass_number: int
     step: int
     batch: Batch
     keys: list[str]
@@ -52,25 +49,25 @@ class Submission(Generic[Batch]):
 class Submitter(Generic[Batch]):
     """Submits super-batches of one rank of one job."""
 
-    def __init__(self, job: Job, reader: BatchReader[Batch], rank: int, attempt: LoopAttempt) -> None:
+    def __init__(self, job: Job, reader: BatchReader[Batch], rank: int, prefix: str) -> None:
         self._job = job
         self._reader = reader
         self._rank = rank
-        self.attempt = attempt
+        self._prefix = prefix
 
     def submit_ahead(
-        self, pass_number: int, step: int, batch: Batch, cancellation: Cancellation, is_awaited: Callable[[], bool]
+        self, step: int, batch: Batch, cancellation: Cancellation, is_awaited: Callable[[], bool]
     ) -> Submission[Batch]:
         """Submit a super-batch before it is needed.
 
         Transient errors are retried for as long as the loop does not wait for the result: while a training loop pauses
         to evaluate, the server may be full or restart without consequence.
         """
-        super_batch_id = self.attempt.super_batch_id(pass_number, step)
+        super_batch_id = f"{self._prefix}{step:08d}"
         span = tracing.super_batch_span("sdk.super_batch", self._job.name, super_batch_id, self._rank)
         calls = self._job.calls(super_batch_id, self._rank, span)
         try:
-            submission = self._read(pass_number, step, batch, calls)
+            submission = self._read(step, batch, calls)
             self._submit_patiently(submission, cancellation, is_awaited)
         except Cancelled:
             span.end("abandoned")
@@ -82,15 +79,13 @@ class Submitter(Generic[Batch]):
 
     def submit(self, submission: Submission[Batch], deadline: Deadline) -> None:
         """Submit a super-batch, or submit it again, and upload what is missing."""
-        try:
-            submitted = self._register(submission, deadline)
-        except JestError as error:
-            if error.reason != ATTEMPT_SUPERSEDED:
-                raise
-            self.attempt.join_newer(submission.calls.super_batch_id, error)
-            super_batch_id = self.attempt.super_batch_id(submission.pass_number, submission.step)
-            submission.calls = replace(submission.calls, super_batch_id=super_batch_id)
-            submitted = self._register(submission, deadline)
+        submitted = submission.calls.submit(
+            submission.keys,
+            deadline,
+            step=submission.step,
+            group_labels=submission.group_labels,
+            sources=submission.sources,
+        )
         missing = submitted.missing_positions
         if not missing:
             return
@@ -99,20 +94,10 @@ class Submitter(Generic[Batch]):
         for part, tensors in parts(features, missing):
             submission.calls.upload(missing[part], tensors, deadline)
 
-    def _register(self, submission: Submission[Batch], deadline: Deadline) -> Submitted:
-        return submission.calls.submit(
-            submission.keys,
-            deadline,
-            step=submission.step,
-            group_labels=submission.group_labels,
-            sources=submission.sources,
-        )
-
-    def _read(self, pass_number: int, step: int, batch: Batch, calls: SuperBatchCalls) -> Submission[Batch]:
+    def _read(self, step: int, batch: Batch, calls: SuperBatchCalls) -> Submission[Batch]:
         keys = self._reader.read_keys(batch)
         labels = self._reader.read_group_labels(batch, len(keys))
-        sources = self._reader.read_sources(batch, len(keys))
-        return Submission(pass_number, step, batch, keys, labels, sources, calls)
+        return Submission(step, batch, keys, labels, self._reader.read_sources(batch, len(keys)), calls)
 
     def _submit_patiently(
         self, submission: Submission[Batch], cancellation: Cancellation, is_awaited: Callable[[], bool]
