@@ -113,7 +113,7 @@ class BenchJob:
         """Submits the super-batch that starts at this row, and uploads what is missing."""
         ids: dict[str, Any] = {"job": self._name, "super_batch_id": f"{keys}-{start}"}
         request = selection_pb2.SubmitSuperBatchRequest(
-            **ids, rank=0, world_size=1, example_keys=[f"{keys}-{start + row}" for row in range(self._rows)]
+            **ids, rank=0, world_size=1, step=start, example_keys=[f"{keys}-{start + row}" for row in range(self._rows)]
         )
         missing = list(self._selection.SubmitSuperBatch(request, timeout=TIMEOUT_S).missing_positions)
         if missing:

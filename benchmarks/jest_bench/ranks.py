@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 300.0
 EXIT_TIMEOUT_S = 5.0
+STEP = 0
+"""Of every super-batch: it seeds the selection."""
 STAGES = ("wait_learner", "wait_reference", "queue", "compute")
 
 
@@ -141,6 +143,7 @@ def _submit(stub: selection_pb2_grpc.SelectionServiceStub, rank: Rank, super_bat
         rank=rank.rank,
         world_size=rank.world_size,
         example_keys=rank.keys,
+        step=STEP,
     )
     missing = stub.SubmitSuperBatch(request, timeout=TIMEOUT_S).missing_positions
     assert not missing, f"{len(missing)} rows are not in the reference cache"

@@ -20,7 +20,7 @@ import torch
 from jest_bench import report
 from jest_bench.health import HealthProbe
 from jest_bench.problem import super_batch
-from jest_bench.ranks import STAGES, Rank, RankProcesses
+from jest_bench.ranks import STAGES, STEP, Rank, RankProcesses
 from jest_bench.served import selector
 from jest_core import Embeddings, SelectionPolicy, select_sub_batch, selection_seed
 from jest_proto.v1 import jobs_pb2, jobs_pb2_grpc
@@ -102,14 +102,14 @@ class Problem:
         values = torch.stack([self.reference.image, self.reference.text], dim=1).numpy()
         return {key: row.tobytes() for key, row in zip(self.keys, values, strict=True)}
 
-    def in_process(self, super_batch_id: str, world_size: int) -> list[int]:
+    def in_process(self, world_size: int) -> list[int]:
         """Chooses here what the server chooses for so many ranks; arrays are checked and cast as it does."""
         learner, reference = (
             Embeddings(model.image, model.text, model.scale, model.bias) for model in (self.learner, self.reference)
         )
         starts = _starts(len(learner), world_size)
         rank_of_row = torch.bucketize(torch.arange(len(learner)), torch.tensor(starts[1:]), right=True)
-        seed = selection_seed(SEED, super_batch_id)
+        seed = selection_seed(SEED, STEP)
         chosen = select_sub_batch(
             learner, reference, self.options.policy, seed=seed, example_keys=self.keys, rank_of_row=rank_of_row
         )
@@ -226,7 +226,7 @@ def _measure(asked: Problem, address: str, world_size: int, thread: Executor) ->
         for turn in range(asked.options.runs + 1):
             super_batch_id = f"turn-{turn}"
             started = time.perf_counter()
-            here = thread.submit(asked.in_process, super_batch_id, world_size).result()
+            here = thread.submit(asked.in_process, world_size).result()
             elapsed_s = time.perf_counter() - started
             with HealthProbe(address) as health:
                 there = processes.select(super_batch_id)

@@ -142,6 +142,7 @@ class _Bench:
             super_batch_id="sb",
             rank=0,
             world_size=1,
+            step=0,
             reference=info,
             keys=tuple(keys),
             digest="d",

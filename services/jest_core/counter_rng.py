@@ -19,17 +19,19 @@ _SEED_LIMIT = 2**64
 Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def selection_seed(job_seed: int, super_batch_id: str) -> int:
-    """The 64-bit seed of one super-batch's selection: BLAKE2b-64 of its id, keyed by the job's seed.
+def selection_seed(job_seed: int, step: int) -> int:
+    """The 64-bit seed of one step's selection: BLAKE2b-64 of the step, keyed by the job's seed.
 
-    The key is the job seed in eight little-endian bytes, the message the id in UTF-8, the digest an
-    unsigned little-endian number: any language with BLAKE2b can repeat it.
+    The key is the job seed in eight little-endian bytes, the message the step likewise, the digest an
+    unsigned little-endian number: any language with BLAKE2b can repeat it. Nothing else counts, so a
+    resumed run draws what the uninterrupted one would have drawn.
 
     Raises:
-        ValueError: the job seed does not fit in 64 unsigned bits.
+        ValueError: the job seed or the step does not fit in 64 unsigned bits.
     """
     require_seed("job_seed", job_seed)
-    digest = blake2b(super_batch_id.encode(), digest_size=8, key=job_seed.to_bytes(8, "little"))
+    require_seed("step", step)
+    digest = blake2b(step.to_bytes(8, "little"), digest_size=8, key=job_seed.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little")
 
 

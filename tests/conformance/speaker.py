@@ -100,15 +100,35 @@ class Speaker:
         fields = {"name": name, "reference_model": self.reference_model, "policy": policy, "seed": 11}
         return jobs_pb2.JobSpec(**(fields | overrides))
 
+    def open_attempt(self, job: str, process: str, rank: int = 0, *, world_size: int = 1, **fields: Any) -> str:
+        request = jobs_pb2.OpenAttemptRequest(
+            job=job, rank=rank, world_size=world_size, process_nonce=process, **fields
+        )
+        return self.jobs.OpenAttempt(request, timeout=TIMEOUT_S).attempt
+
     def create_job(self, **overrides: Any) -> jobs_pb2.Job:
         request = jobs_pb2.CreateJobRequest(spec=self.job_spec(**overrides))
         return self.jobs.CreateJob(request, timeout=TIMEOUT_S).job
 
     def submit(
-        self, job: str, super_batch_id: str, keys: list[str], *, rank: int = 0, world_size: int = 1, **fields: Any
+        self,
+        job: str,
+        super_batch_id: str,
+        keys: list[str],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        step: int | None = 0,
+        **fields: Any,
     ) -> Any:
         request = selection_pb2.SubmitSuperBatchRequest(
-            job=job, super_batch_id=super_batch_id, rank=rank, world_size=world_size, example_keys=keys, **fields
+            job=job,
+            super_batch_id=super_batch_id,
+            rank=rank,
+            world_size=world_size,
+            example_keys=keys,
+            step=step,
+            **fields,
         )
         return self.selection.SubmitSuperBatch(request, timeout=TIMEOUT_S)
 
@@ -204,6 +224,15 @@ class Speaker:
         job = self.create_job()
         keys = [f"well-{i}" for i in range(16)]
         return len(self.walk(job, "well", keys).positions) == 4
+
+
+def refused(call: Any, *args: Any, **kwargs: Any) -> Refusal:
+    """Call what has to be refused, and return the refusal."""
+    try:
+        call(*args, **kwargs)
+    except grpc.RpcError as error:
+        return refusal_of(error)
+    raise AssertionError("the call was not refused")
 
 
 def unit_embeddings(rows: int, *, seed: int, width: int = 24, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:

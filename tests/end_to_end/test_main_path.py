@@ -46,9 +46,7 @@ def test_the_answer_is_what_jest_core_chooses_from_the_same_embeddings(client, u
     ((chosen, decision),) = batches.with_decisions()
     image, text = reference_towers(batch)
     reference = Embeddings(image.half(), text.half(), scale=job.reference.scale, bias=job.reference.bias)
-    expected = select_sub_batch(
-        learner.embed(batch), reference, POLICY, seed=selection_seed(9, decision.super_batch_id)
-    )
+    expected = select_sub_batch(learner.embed(batch), reference, POLICY, seed=selection_seed(9, 0))
     assert chosen["keys"] == [batch["keys"][p] for p in expected.positions.tolist()]
     assert decision.perplexity == pytest.approx(expected.perplexity, rel=1e-3)
 

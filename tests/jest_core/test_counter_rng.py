@@ -80,22 +80,28 @@ def test_noise_differs_between_seeds_rows_and_chunks():
     assert len(torch.unique(draws)) == len(draws)
 
 
-def test_the_selection_seed_is_keyed_blake2b_of_the_super_batch_id():
-    digest = hashlib.blake2b("épée/7".encode(), key=(42).to_bytes(8, "little"), digest_size=8).digest()
-    assert selection_seed(42, "épée/7") == int.from_bytes(digest, "little")
+def test_the_selection_seed_is_keyed_blake2b_of_the_step():
+    digest = hashlib.blake2b((7).to_bytes(8, "little"), key=(42).to_bytes(8, "little"), digest_size=8).digest()
+    assert selection_seed(42, 7) == int.from_bytes(digest, "little")
 
 
 def test_selection_seeds_are_pinned_for_all_time():
-    assert selection_seed(0, "") == 4331143152044847043
-    assert selection_seed(2**64 - 1, "step-000001") == 18392335241846408968
+    assert selection_seed(0, 0) == 2271152774672154522
+    assert selection_seed(2**64 - 1, 1) == 10775863016550808411
 
 
-def test_selection_seeds_differ_between_jobs_and_between_super_batches():
-    seeds = {selection_seed(job, f"step-{step}") for job in range(20) for step in range(50)}
+def test_selection_seeds_differ_between_jobs_and_between_steps():
+    seeds = {selection_seed(job, step) for job in range(20) for step in range(50)}
     assert len(seeds) == 1000
 
 
 @pytest.mark.parametrize("job_seed", [-1, 2**64, 1.0, True, "7"])
 def test_a_job_seed_outside_64_bits_is_an_error(job_seed):
     with pytest.raises(ValueError, match=r"job_seed \(.*\) must be an integer from 0 to 2\*\*64 - 1"):
-        selection_seed(job_seed, "step")
+        selection_seed(job_seed, 0)
+
+
+@pytest.mark.parametrize("step", [-1, 2**64, 1.0, True, "7"])
+def test_a_step_outside_64_bits_is_an_error(step):
+    with pytest.raises(ValueError, match=r"step \(.*\) must be an integer from 0 to 2\*\*64 - 1"):
+        selection_seed(0, step)

@@ -147,6 +147,10 @@ class ScriptedServer(pb_grpc.SelectionServiceServicer, jobs_pb2_grpc.JobServiceS
         self.jobs.setdefault(request.spec.name, request.spec)
         return jobs_pb2.CreateJobResponse(job=self._job(request.spec.name), created=created)
 
+    def OpenAttempt(self, request, context):
+        self._arrived("OpenAttempt", request, context)
+        return jobs_pb2.OpenAttemptResponse(attempt=f"a{self.count('OpenAttempt')}")
+
     def GetJob(self, request, context):
         self._arrived("GetJob", request, context)
         if request.name not in self.jobs:

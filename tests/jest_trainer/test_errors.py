@@ -39,7 +39,7 @@ def test_field_violations_are_told_by_field(server, client):
 def test_the_message_names_method_super_batch_job_and_rank(server, job):
     server.script["SubmitSuperBatch"].append(fail(Code.INVALID_ARGUMENT, "INVALID_FIELD", "bad"))
     with pytest.raises(jest.JestError, match="SubmitSuperBatch of super-batch '7' of job 'run-1' as rank 0") as caught:
-        job.submit("7", ["a"])
+        job.submit("7", ["a"], step=0)
     assert caught.value.metadata == {"job": "run-1", "super_batch_id": "7", "rank": "0"}
 
 

@@ -22,7 +22,7 @@ def learner(rows, dtype=torch.float32):
 def cached_job(server, client):
     server.cached = {"a", "b", "c", "d"}
     job = client.create_job("run-1", reference_model="r", policy=POLICY)
-    job.submit("0", ["a", "b", "c", "d"])
+    job.submit("0", ["a", "b", "c", "d"], step=0)
     return job
 
 
@@ -39,17 +39,17 @@ def test_counters_are_the_server_s(job):
 def test_a_submission_sends_keys_rank_and_world_and_learns_what_is_missing(server, client):
     server.cached = {"b"}
     job = client.create_job("run-2", reference_model="r", policy=POLICY, world_size=3)
-    submitted = job.submit("x", ["a", "b", "c", "a"], rank=2)
+    submitted = job.submit("x", ["a", "b", "c", "a"], rank=2, step=0)
     assert (submitted.missing_positions, submitted.decided, submitted.reference.version) == ((0, 2), False, "7")
     (request,) = server.requests("SubmitSuperBatch")
     assert (request.job, request.super_batch_id, request.rank, request.world_size) == ("run-2", "x", 2, 3)
     assert list(request.example_keys) == ["a", "b", "c", "a"]
 
 
-def test_a_submission_without_step_and_labels_leaves_them_out(server, job):
-    job.submit("x", ["a", "b"])
+def test_a_submission_without_labels_leaves_them_out(server, job):
+    job.submit("x", ["a", "b"], step=0)
     (request,) = server.requests("SubmitSuperBatch")
-    assert not request.HasField("step")
+    assert (request.HasField("step"), request.step) == (True, 0)
     assert list(request.group_labels) == []
 
 
@@ -64,15 +64,13 @@ def test_a_submission_sends_its_step_and_the_labels_of_its_groups(server, client
 
 
 def test_a_submission_sends_where_its_examples_are(server, job):
-    job.submit("x", ["a", "b"], sources=["s3://bucket/0.tar#a", None])
+    job.submit("x", ["a", "b"], sources=["s3://bucket/0.tar#a", None], step=0)
     assert list(server.requests("SubmitSuperBatch")[0].example_sources) == ["s3://bucket/0.tar#a", ""]
 
 
 @pytest.mark.parametrize(
     ("fields", "arguments", "message"),
     [
-        ({"gain": jest.Schedule(start=1.0)}, {}, "step must be given: the policy of job 'run' has a schedule"),
-        ({"filter_ratio": jest.Schedule(start=0.5)}, {}, "step must be given"),
         ({"max_per_group": 3}, {}, "group_labels must be given: max_per_group is 3 in job 'run'"),
         ({}, {"group_labels": ["dog"]}, "group_labels has 1 labels for a super-batch with 2 keys"),
         ({}, {"group_labels": ["dog", 1.5]}, r"group_labels\[1\] \(1.5\) must be a string or an integer, not float"),
@@ -88,24 +86,24 @@ def test_a_submission_that_the_policy_cannot_use_is_refused_before_it_is_sent(
     policy = jest.SelectionPolicy(**{"filter_ratio": 0.5, "num_chunks": 1} | fields)
     job = client.create_job("run", reference_model="r", policy=policy)
     with pytest.raises(ValueError, match=message):
-        job.submit("x", ["a", "b"], **arguments)
+        job.submit("x", ["a", "b"], step=0, **arguments)
     assert server.count("SubmitSuperBatch") == 0
 
 
 def test_a_job_without_a_reference_model_wants_nothing_uploaded(client):
     job = client.create_job("run", policy=jest.SelectionPolicy(scoring="uniform", filter_ratio=0.5, num_chunks=1))
-    submitted = job.submit("x", ["a", "b"])
+    submitted = job.submit("x", ["a", "b"], step=0)
     assert (submitted.missing_positions, submitted.reference) == ((), None)
 
 
 def test_a_rank_outside_the_world_is_refused_before_anything_is_sent(server, job):
     with pytest.raises(ValueError, match=r"rank \(1\) must lie in \[0, 1\)"):
-        job.submit("x", ["a"], rank=1)
+        job.submit("x", ["a"], rank=1, step=0)
     assert server.count("SubmitSuperBatch") == 0
 
 
 def test_an_upload_brings_each_row_s_features_to_its_key(server, job):
-    job.submit("x", ["a", "b", "c"])
+    job.submit("x", ["a", "b", "c"], step=0)
     image = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
     tokens = np.arange(8, dtype=np.int32).reshape(2, 4)
     assert job.upload("x", [0, 2], {"image": image, "tokens": tokens}) == 2
@@ -117,7 +115,7 @@ def test_an_upload_brings_each_row_s_features_to_its_key(server, job):
 
 def test_a_large_upload_is_cut_into_parts_of_bounded_size(server, job):
     keys = [f"k{row}" for row in range(5)]
-    job.submit("x", keys)
+    job.submit("x", keys, step=0)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7 << 20), np.uint8)
     assert job.upload("x", range(5), {"image": pixels}) == 5
     assert [list(header.positions) for header in server.requests("UploadExamples")] == [[0, 1], [2, 3], [4]]
@@ -135,7 +133,7 @@ def test_a_large_upload_is_cut_into_parts_of_bounded_size(server, job):
     ],
 )
 def test_features_that_do_not_fit_the_positions_are_refused(server, job, features, message):
-    job.submit("x", ["a", "b"])
+    job.submit("x", ["a", "b"], step=0)
     with pytest.raises(ValueError, match=message):
         job.upload("x", [0, 1], features)
     assert server.count("UploadExamples") == 0
@@ -170,7 +168,7 @@ def test_losses_are_sent_by_a_raw_call_too(server, client, loss, outputs):
     server.cached = {"a", "b"}
     policy = jest.SelectionPolicy(loss=loss, filter_ratio=0.5, num_chunks=1)
     job = client.create_job("run", reference_model="r", policy=policy)
-    job.submit("x", ["a", "b"])
+    job.submit("x", ["a", "b"], step=0)
     assert job.select("x", outputs).positions.tolist() == [1]
 
 
@@ -181,7 +179,7 @@ def test_the_pair_losses_of_two_ranks_have_a_column_for_each_row_of_both(server,
     losses = torch.arange(25.0).reshape(5, 5)
     shares = {0: ("ab", losses[:2]), 1: ("cde", losses[2:])}
     for rank, (keys, _) in shares.items():
-        job.submit("x", list(keys), rank=rank)
+        job.submit("x", list(keys), rank=rank, step=0)
     with ThreadPoolExecutor() as pool:
         answers = list(pool.map(lambda rank: job.select("x", jest.PairLosses(shares[rank][1]), rank), shares))
     assert [answer.positions.tolist() for answer in answers] == [[1], [2]]
@@ -208,7 +206,7 @@ def test_weights_that_are_not_one_for_each_row_are_an_error(server, client):
     job = client.create_job(
         "run", reference_model="r", policy=jest.SelectionPolicy(filter_ratio=0.5, num_chunks=1, weights=True)
     )
-    job.submit("x", ["a", "b"])
+    job.submit("x", ["a", "b"], step=0)
     server.answers = {"weights": [1.0]}  # beside the one that is there
     with pytest.raises(jest.JestError, match="has 2 weights for 1 positions") as caught:
         job.select("x", learner(2))
@@ -252,7 +250,7 @@ def test_reference_embeddings_that_were_damaged_are_an_error(server, cached_job,
 
 def test_repeating_the_three_calls_gives_the_same_answer(server, job):
     def whole():
-        submitted = job.submit("x", ["a", "b", "c", "d"])
+        submitted = job.submit("x", ["a", "b", "c", "d"], step=0)
         if submitted.missing_positions:
             job.upload("x", submitted.missing_positions, {"image": np.zeros((4, 1), np.uint8)})
         return job.select("x", learner(4)).positions.tolist()
@@ -268,3 +266,20 @@ def test_a_refusal_reaches_the_caller_of_a_raw_call(server, cached_job):
     with pytest.raises(jest.JestError, match=r"ranks \[1\] have not come") as caught:
         cached_job.select("0", learner(4))
     assert caught.value.reason == "WAITING_FOR_RANKS"
+
+
+def test_an_attempt_is_opened_for_each_start(server, job):
+    assert job.open_attempt(launch="monday", parent="a1", parent_step=7) == "a1"
+    (request,) = server.requests("OpenAttempt")
+    assert (request.job, request.rank, request.world_size) == (job.name, 0, job.world_size)
+    assert (request.launch, request.parent, request.parent_step) == ("monday", "a1", 7)
+    job.open_attempt()
+    first, second = (call.process_nonce for call in server.requests("OpenAttempt"))
+    assert first != second
+
+
+@pytest.mark.parametrize("parent", [{"parent": "a1"}, {"parent_step": 3}])
+def test_a_parent_and_its_step_go_together(server, job, parent):
+    with pytest.raises(ValueError, match="must be given together"):
+        job.open_attempt(**parent)
+    assert server.count("OpenAttempt") == 0

@@ -173,8 +173,8 @@ def test_what_is_submitted_again_stays_under_its_root(server, make_loop, collect
 
 
 def test_raw_calls_stand_side_by_side(job, collector):
-    job.submit("mine", ["a", "b", "c", "d"])
-    job.submit("mine", ["a", "b", "c", "d"])
+    job.submit("mine", ["a", "b", "c", "d"], step=0)
+    job.submit("mine", ["a", "b", "c", "d"], step=0)
     tracing.stop()
     first, again = collector.named("sdk.SubmitSuperBatch")
     assert first.trace_id == again.trace_id

@@ -43,7 +43,16 @@ def spec(name, **fields):
 
 
 def submission(
-    job, super_batch_id="sb", *, rank=0, world_size=1, digest="d", keys=("a", "b"), reference=REFERENCE, **fields
+    job,
+    super_batch_id="sb",
+    *,
+    rank=0,
+    world_size=1,
+    digest="d",
+    keys=("a", "b"),
+    reference=REFERENCE,
+    step=0,
+    **fields,
 ):
     return Submission(
         job=job,
@@ -53,6 +62,7 @@ def submission(
         reference=reference,
         keys=keys,
         digest=digest,
+        step=step,
         **fields,
     )
 
@@ -85,6 +95,7 @@ def decision(job, super_batch_id="sb", **fields):
     values = {
         "policy": PolicySpec(sub_batch_size=16),
         "seed": 7,
+        "step": 0,
         "reference": REFERENCE,
         "learner_digests": {0: "l"},
         "submission_digests": {0: "d"},

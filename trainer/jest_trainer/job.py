@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 from jest_proto.v1 import jobs_pb2
@@ -67,33 +68,72 @@ class Job:
         )
         return wire.counters_from_wire(answer.job.counters)
 
+    def open_attempt(
+        self,
+        rank: int = 0,
+        *,
+        launch: str = "",
+        parent: str = "",
+        parent_step: int | None = None,
+        process_nonce: str | None = None,
+    ) -> str:
+        """Join a new run of this job's training; the answer is the first part of its super-batches' ids.
+
+        Every rank calls it once per start, before its first `submit`; then ids are `{attempt}-{pass}-{step}`.
+        `SelectedBatches` does all of this itself.
+
+        Args:
+            rank: this one.
+            launch: equal on all ranks of this start, and on no other start; empty: the server waits for one process of
+                each rank.
+            parent: the attempt that this one continues, if it resumes training.
+            parent_step: the first step that it makes itself; given with `parent`.
+            process_nonce: names this process, so that a call may be repeated; None draws one.
+
+        Raises:
+            ValueError: parent and parent_step are not given together.
+        """
+        if bool(parent) != (parent_step is not None):
+            raise ValueError(f"parent ({parent!r}) and parent_step ({parent_step}) must be given together")
+        request = jobs_pb2.OpenAttemptRequest(
+            job=self.name,
+            rank=rank,
+            world_size=self.world_size,
+            launch=launch,
+            process_nonce=process_nonce or secrets.token_hex(16),
+            parent=parent,
+            parent_step=parent_step,
+        )
+        answer = self._connection.call(
+            lambda stubs: stubs.jobs.OpenAttempt, lambda: request, CallSite("OpenAttempt", self.name), self.deadline()
+        )
+        return answer.attempt
+
     def submit(
         self,
         super_batch_id: str,
         keys: Sequence[str],
         rank: int = 0,
         *,
-        step: int | None = None,
+        step: int,
         group_labels: Sequence[str | int | None] | None = None,
         sources: Sequence[str | None] | None = None,
     ) -> Submitted:
         """Register this rank's rows by their example keys; the answer names the rows to upload.
 
         Args:
-            super_batch_id: the same on all ranks.
+            super_batch_id: the same on all ranks: `{attempt}-{pass}-{step}` (see `open_attempt`).
             keys: one for each row.
             rank: this one.
-            step: the training step, from 0, the same on all ranks; must be given if the policy has a schedule.
+            step: the training step, from 0, the same on all ranks. With the job's seed it seeds the selection.
             group_labels: one for each row, None for a row of no group; must be given if the policy has
                 `max_per_group`.
             sources: where each row's example is, for the server to read it itself: `URL.tar#KEY` or the URL of a
                 picture; None for a row that is uploaded.
 
         Raises:
-            ValueError: the policy needs a step or labels that are not given, or labels are not one for each row.
+            ValueError: the policy needs labels that are not given, or labels are not one for each row.
         """
-        if step is None and self.policy.is_scheduled:
-            raise ValueError(f"step must be given: the policy of job {self.name!r} has a schedule")
         if group_labels is None and self.policy.max_per_group is not None:
             raise ValueError(
                 f"group_labels must be given: max_per_group is {self.policy.max_per_group} in job {self.name!r}"

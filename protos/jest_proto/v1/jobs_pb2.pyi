@@ -399,7 +399,7 @@ class JobSpec(_message.Message):
     world_size: _builtins.int
     """Ranks that contribute to each super-batch. Unset means 1."""
     seed: _builtins.int
-    """Seeds every random choice of the job together with the super-batch id."""
+    """Seeds every random choice of the job, together with the step and nothing else."""
     fallback: Global___Fallback.ValueType
     max_in_flight: _builtins.int
     """Super-batches that may be in flight at once; more are refused with RESOURCE_EXHAUSTED. Unset means 64."""
@@ -776,3 +776,71 @@ class DeleteJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteJobResponse: _TypeAlias = DeleteJobResponse  # noqa: Y015
+
+@_typing.final
+class OpenAttemptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    LAUNCH_FIELD_NUMBER: _builtins.int
+    PROCESS_NONCE_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    PARENT_STEP_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    rank: _builtins.int
+    world_size: _builtins.int
+    """Has to be the job's."""
+    launch: _builtins.str
+    """Equal on all ranks of one start and on no other start, such as 16 random bytes that rank 0 broadcast, or a scheduler's
+    job id together with its restart count. At most 128 bytes of UTF-8. Empty: the server gathers the ranks.
+    """
+    process_nonce: _builtins.str
+    """Random, one for each process: calls of one process are repetitions, a call of another process is a restart. 1 to 64
+    characters of [A-Za-z0-9_-].
+    """
+    parent: _builtins.str
+    """The attempt that this one continues, as its checkpoint says. Empty: none, training starts from zero."""
+    parent_step: _builtins.int
+    """The first step that this attempt makes itself: what the parent decided from there on does not count. Set with parent."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        world_size: _builtins.int = ...,
+        launch: _builtins.str = ...,
+        process_nonce: _builtins.str = ...,
+        parent: _builtins.str = ...,
+        parent_step: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_step", b"_parent_step", "parent_step", b"parent_step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_step", b"_parent_step", "job", b"job", "launch", b"launch", "parent", b"parent", "parent_step", b"parent_step", "process_nonce", b"process_nonce", "rank", b"rank", "world_size", b"world_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__parent_step: _TypeAlias = _typing.Literal["parent_step"]  # noqa: Y015
+    _WhichOneofArgType__parent_step: _TypeAlias = _typing.Literal["_parent_step", b"_parent_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parent_step) -> _WhichOneofReturnType__parent_step | None: ...
+
+Global___OpenAttemptRequest: _TypeAlias = OpenAttemptRequest  # noqa: Y015
+
+@_typing.final
+class OpenAttemptResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.str
+    """Names the attempt in super-batch ids. 1 to 20 characters of [a-z0-9]."""
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenAttemptResponse: _TypeAlias = OpenAttemptResponse  # noqa: Y015

@@ -55,6 +55,11 @@ class JobServiceStub(object):
                 request_serializer=jest__proto_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
                 response_deserializer=jest__proto_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
                 _registered_method=True)
+        self.OpenAttempt = channel.unary_unary(
+                '/jest.v1.JobService/OpenAttempt',
+                request_serializer=jest__proto_dot_v1_dot_jobs__pb2.OpenAttemptRequest.SerializeToString,
+                response_deserializer=jest__proto_dot_v1_dot_jobs__pb2.OpenAttemptResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -93,6 +98,27 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenAttempt(self, request, context):
+        """OpenAttempt joins one rank to a run of the job's training loop: an attempt. Every rank calls it once per start, before
+        its first super-batch; all ranks of a start get the same attempt.
+
+        Super-batch ids belong to an attempt, so a script that runs again, resumes, or shuffles its data differently never meets
+        the ids of the run before. What is drawn depends on the job's seed and the step alone: a resumed run draws what the
+        uninterrupted one would have drawn.
+
+        With `launch`, all calls of one launch share an attempt. Without it the server gathers one call of each rank; when all
+        ranks have joined, the attempt is sealed, and the next new process of any rank opens the next attempt. A job has one
+        current attempt: opening a new one supersedes the one before, whose undecided super-batches are dead-lettered
+        (SUPERSEDED).
+
+        FAILED_PRECONDITION (ATTEMPT_SUPERSEDED): a newer process of the rank that the message names opened the next attempt.
+        INVALID_ARGUMENT: another rank joined this attempt with another world size, parent or parent step.
+        NOT_FOUND (ATTEMPT_UNKNOWN): the parent is not an attempt of this job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +141,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.DeleteJob,
                     request_deserializer=jest__proto_dot_v1_dot_jobs__pb2.DeleteJobRequest.FromString,
                     response_serializer=jest__proto_dot_v1_dot_jobs__pb2.DeleteJobResponse.SerializeToString,
+            ),
+            'OpenAttempt': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenAttempt,
+                    request_deserializer=jest__proto_dot_v1_dot_jobs__pb2.OpenAttemptRequest.FromString,
+                    response_serializer=jest__proto_dot_v1_dot_jobs__pb2.OpenAttemptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +257,33 @@ class JobService(object):
             '/jest.v1.JobService/DeleteJob',
             jest__proto_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
             jest__proto_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenAttempt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jest.v1.JobService/OpenAttempt',
+            jest__proto_dot_v1_dot_jobs__pb2.OpenAttemptRequest.SerializeToString,
+            jest__proto_dot_v1_dot_jobs__pb2.OpenAttemptResponse.FromString,
             options,
             channel_credentials,
             insecure,

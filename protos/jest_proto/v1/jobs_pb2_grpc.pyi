@@ -46,6 +46,23 @@ class JobServiceStub:
     """ListJobs returns all jobs in order of name."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
     """DeleteJob forgets a job, what it has in flight and its decisions. Deleting an unknown job succeeds."""
+    OpenAttempt: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.OpenAttemptRequest, _jobs_pb2.OpenAttemptResponse]
+    """OpenAttempt joins one rank to a run of the job's training loop: an attempt. Every rank calls it once per start, before
+    its first super-batch; all ranks of a start get the same attempt.
+
+    Super-batch ids belong to an attempt, so a script that runs again, resumes, or shuffles its data differently never meets
+    the ids of the run before. What is drawn depends on the job's seed and the step alone: a resumed run draws what the
+    uninterrupted one would have drawn.
+
+    With `launch`, all calls of one launch share an attempt. Without it the server gathers one call of each rank; when all
+    ranks have joined, the attempt is sealed, and the next new process of any rank opens the next attempt. A job has one
+    current attempt: opening a new one supersedes the one before, whose undecided super-batches are dead-lettered
+    (SUPERSEDED).
+
+    FAILED_PRECONDITION (ATTEMPT_SUPERSEDED): a newer process of the rank that the message names opened the next attempt.
+    INVALID_ARGUMENT: another rank joined this attempt with another world size, parent or parent step.
+    NOT_FOUND (ATTEMPT_UNKNOWN): the parent is not an attempt of this job.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -65,6 +82,23 @@ class JobServiceAsyncStub(JobServiceStub):
     """ListJobs returns all jobs in order of name."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """DeleteJob forgets a job, what it has in flight and its decisions. Deleting an unknown job succeeds."""
+    OpenAttempt: _aio.UnaryUnaryMultiCallable[_jobs_pb2.OpenAttemptRequest, _jobs_pb2.OpenAttemptResponse]  # type: ignore[assignment]
+    """OpenAttempt joins one rank to a run of the job's training loop: an attempt. Every rank calls it once per start, before
+    its first super-batch; all ranks of a start get the same attempt.
+
+    Super-batch ids belong to an attempt, so a script that runs again, resumes, or shuffles its data differently never meets
+    the ids of the run before. What is drawn depends on the job's seed and the step alone: a resumed run draws what the
+    uninterrupted one would have drawn.
+
+    With `launch`, all calls of one launch share an attempt. Without it the server gathers one call of each rank; when all
+    ranks have joined, the attempt is sealed, and the next new process of any rank opens the next attempt. A job has one
+    current attempt: opening a new one supersedes the one before, whose undecided super-batches are dead-lettered
+    (SUPERSEDED).
+
+    FAILED_PRECONDITION (ATTEMPT_SUPERSEDED): a newer process of the rank that the message names opened the next attempt.
+    INVALID_ARGUMENT: another rank joined this attempt with another world size, parent or parent step.
+    NOT_FOUND (ATTEMPT_UNKNOWN): the parent is not an attempt of this job.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """JobService manages training jobs. Every call may be repeated safely."""
@@ -105,5 +139,28 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.DeleteJobResponse, _abc.Awaitable[_jobs_pb2.DeleteJobResponse]]:
         """DeleteJob forgets a job, what it has in flight and its decisions. Deleting an unknown job succeeds."""
+
+    @_abc_1.abstractmethod
+    def OpenAttempt(
+        self,
+        request: _jobs_pb2.OpenAttemptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.OpenAttemptResponse, _abc.Awaitable[_jobs_pb2.OpenAttemptResponse]]:
+        """OpenAttempt joins one rank to a run of the job's training loop: an attempt. Every rank calls it once per start, before
+        its first super-batch; all ranks of a start get the same attempt.
+
+        Super-batch ids belong to an attempt, so a script that runs again, resumes, or shuffles its data differently never meets
+        the ids of the run before. What is drawn depends on the job's seed and the step alone: a resumed run draws what the
+        uninterrupted one would have drawn.
+
+        With `launch`, all calls of one launch share an attempt. Without it the server gathers one call of each rank; when all
+        ranks have joined, the attempt is sealed, and the next new process of any rank opens the next attempt. A job has one
+        current attempt: opening a new one supersedes the one before, whose undecided super-batches are dead-lettered
+        (SUPERSEDED).
+
+        FAILED_PRECONDITION (ATTEMPT_SUPERSEDED): a newer process of the rank that the message names opened the next attempt.
+        INVALID_ARGUMENT: another rank joined this attempt with another world size, parent or parent step.
+        NOT_FOUND (ATTEMPT_UNKNOWN): the parent is not an attempt of this job.
+        """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,6 +3,9 @@
 isort:skip_file
 The conversation between a training process and the selector.
 
+Once per start, each rank joins an attempt of its job (JobService.OpenAttempt): a run of its training loop. Super-batch ids
+are `{attempt}-{pass}-{step}`, so that a script that runs again never meets the ids of the run before.
+
 For every super-batch each of the job's W ranks makes the same three calls, all of them under the same
 super_batch_id:
 
@@ -12,8 +15,10 @@ super_batch_id:
 
 1 and 2 may run many super-batches ahead of 3: that is how scoring hides behind training.
 
-Every call may be repeated with the same content: it changes nothing and gives the same answer. The same ids with other
-content are refused with ALREADY_EXISTS. Errors carry google.rpc.ErrorInfo with domain "jest.v1", a reason, and the
+Every call may be repeated: it changes nothing and gives the same answer. What was submitted (keys, labels, sources, step)
+must be the same then, or the call is refused with ALREADY_EXISTS. Learner outputs need not be: once decided, the decision
+is the answer whatever is sent; before the selection starts, a rank's later outputs replace its earlier ones (of pair losses, the first
+that came complete count). Errors carry google.rpc.ErrorInfo with domain "jest.v1", a reason, and the
 ids in its metadata; there "limit" is the setting whose limit was reached, if one was. INVALID_ARGUMENT carries BadRequest
 as well, and whatever should be tried again carries RetryInfo.
 """
@@ -50,12 +55,14 @@ class SubmitSuperBatchRequest(_message.Message):
     EXAMPLE_SOURCES_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     super_batch_id: _builtins.str
-    """Chosen by the trainer, the same on all ranks. 1 to 128 characters of [A-Za-z0-9._:-]."""
+    """The same on all ranks: `{attempt}-{pass}-{step}`, the last two in decimal from 0. Other ids of 1 to 128 characters of
+    [A-Za-z0-9._:-] belong to no attempt.
+    """
     rank: _builtins.int
     world_size: _builtins.int
     """Has to be the job's."""
     step: _builtins.int
-    """The training step, from 0, the same on all ranks. Has to be set when the job's policy has a schedule."""
+    """The training step, from 0, the same on all ranks. Has to be set. With the job's seed it seeds the selection."""
     @_builtins.property
     def example_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One for each row, in row order: what the example is called in the reference cache. The same key has to mean the same

@@ -67,6 +67,7 @@ class SelectionServiceServicer(object):
         RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job, its tenant or the server allows;
         RetryInfo says when to come back.
         ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
+        FAILED_PRECONDITION (ATTEMPT_SUPERSEDED): a newer process opened the job's next attempt. NOT_FOUND (ATTEMPT_UNKNOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

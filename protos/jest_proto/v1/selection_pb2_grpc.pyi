@@ -3,6 +3,9 @@
 isort:skip_file
 The conversation between a training process and the selector.
 
+Once per start, each rank joins an attempt of its job (JobService.OpenAttempt): a run of its training loop. Super-batch ids
+are `{attempt}-{pass}-{step}`, so that a script that runs again never meets the ids of the run before.
+
 For every super-batch each of the job's W ranks makes the same three calls, all of them under the same
 super_batch_id:
 
@@ -12,8 +15,10 @@ super_batch_id:
 
 1 and 2 may run many super-batches ahead of 3: that is how scoring hides behind training.
 
-Every call may be repeated with the same content: it changes nothing and gives the same answer. The same ids with other
-content are refused with ALREADY_EXISTS. Errors carry google.rpc.ErrorInfo with domain "jest.v1", a reason, and the
+Every call may be repeated: it changes nothing and gives the same answer. What was submitted (keys, labels, sources, step)
+must be the same then, or the call is refused with ALREADY_EXISTS. Learner outputs need not be: once decided, the decision
+is the answer whatever is sent; before the selection starts, a rank's later outputs replace its earlier ones (of pair losses, the first
+that came complete count). Errors carry google.rpc.ErrorInfo with domain "jest.v1", a reason, and the
 ids in its metadata; there "limit" is the setting whose limit was reached, if one was. INVALID_ARGUMENT carries BadRequest
 as well, and whatever should be tried again carries RetryInfo.
 """
@@ -54,6 +59,7 @@ class SelectionServiceStub:
     RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job, its tenant or the server allows;
     RetryInfo says when to come back.
     ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
+    FAILED_PRECONDITION (ATTEMPT_SUPERSEDED): a newer process opened the job's next attempt. NOT_FOUND (ATTEMPT_UNKNOWN).
     """
     UploadExamples: _grpc.StreamUnaryMultiCallable[_selection_pb2.UploadExamplesRequest, _selection_pb2.UploadExamplesResponse]
     """UploadExamples sends the reference model's inputs for some of the rank's rows: one header, then chunks.
@@ -87,6 +93,7 @@ class SelectionServiceAsyncStub(SelectionServiceStub):
     RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job, its tenant or the server allows;
     RetryInfo says when to come back.
     ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
+    FAILED_PRECONDITION (ATTEMPT_SUPERSEDED): a newer process opened the job's next attempt. NOT_FOUND (ATTEMPT_UNKNOWN).
     """
     UploadExamples: _aio.StreamUnaryMultiCallable[_selection_pb2.UploadExamplesRequest, _selection_pb2.UploadExamplesResponse]  # type: ignore[assignment]
     """UploadExamples sends the reference model's inputs for some of the rank's rows: one header, then chunks.
@@ -123,6 +130,7 @@ class SelectionServiceServicer(metaclass=_abc_1.ABCMeta):
         RESOURCE_EXHAUSTED (QUEUE_FULL): as many super-batches are in flight as the job, its tenant or the server allows;
         RetryInfo says when to come back.
         ALREADY_EXISTS (SUPER_BATCH_CONFLICT): this rank submitted other rows under this id, or another rank another step.
+        FAILED_PRECONDITION (ATTEMPT_SUPERSEDED): a newer process opened the job's next attempt. NOT_FOUND (ATTEMPT_UNKNOWN).
         """
 
     @_abc_1.abstractmethod

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from jest_server.domain.super_batches import SuperBatchRef
 
 
+SUPERSEDED = "SUPERSEDED"
+
+
 class RequeueStatus(enum.Enum):
     """What became of a dead letter that was to be queued again."""
 
@@ -41,6 +44,12 @@ class DeadLetter(SuperBatchRecord):
     def expired(cls, ref: SuperBatchRef, *, at_s: float) -> DeadLetter:
         """Write the dead letter of a super-batch without a decision at its deadline."""
         return cls.of(ref, reason="EXPIRED", detail="no decision within the job's super_batch_ttl", at_s=at_s)
+
+    @classmethod
+    def superseded(cls, ref: SuperBatchRef, current: str, *, at_s: float) -> DeadLetter:
+        """Return the dead letter of a super-batch whose attempt another one has taken the place of."""
+        detail = f"its job runs in attempt {current!r} now, which a newer process opened"
+        return cls.of(ref, reason=SUPERSEDED, detail=detail, at_s=at_s)
 
     @classmethod
     def unserved(

@@ -24,7 +24,7 @@ class Decision(SuperBatchRecord):
     """By rank: its own rows in order of choice."""
     weights: dict[int, tuple[float, ...]] | None = None
     """By rank, in the order of its positions; None unless the policy asks for them."""
-    step: int | None = None
+    step: int
     gain: float | None = None
     """At this step; None in records from before it was kept, when it was the policy's."""
     sub_batch_size: int

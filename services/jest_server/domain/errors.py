@@ -9,6 +9,8 @@ JestServerError
 ├── ChecksumMismatch      bytes changed on the way                   DATA_LOSS           400
 ├── JobUnknown            no such job                                NOT_FOUND           404
 ├── SuperBatchUnknown     never submitted, or long forgotten         NOT_FOUND           404
+├── AttemptUnknown        no such attempt of the job                 NOT_FOUND           404
+├── AttemptSuperseded     a newer process opened the next attempt    FAILED_PRECONDITION 409
 ├── DeadLetterUnknown     none of this super-batch                   NOT_FOUND           404
 ├── NotKept               it was there, for a limited time           FAILED_PRECONDITION 409
 ├── Conflict              the same id with other content             ALREADY_EXISTS      409
@@ -166,6 +168,22 @@ class ReferenceTimeout(JestServerError):
     code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
     reason = "REFERENCE_TIMEOUT"
+
+
+class AttemptUnknown(JestServerError):
+    """The job has no attempt of this name."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    reason = "ATTEMPT_UNKNOWN"
+
+
+class AttemptSuperseded(JestServerError):
+    """A newer process of a rank has opened the job's next attempt; this process belongs to an earlier one."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+    reason = "ATTEMPT_SUPERSEDED"
 
 
 class DeadLetterUnknown(JestServerError):

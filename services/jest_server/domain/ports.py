@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from jest_server.domain.attempts import AttemptRequest, OpenResult
     from jest_server.domain.dead_letters import DeadLetter, RequeueStatus
     from jest_server.domain.decisions import Decision
     from jest_server.domain.jobs import Counters, Job, JobSpec
@@ -61,6 +62,17 @@ class JobStore(Protocol):
         """Delete the job, its super-batches, queued shards, dead letters and decisions; False if there was none."""
 
     async def counters(self, name: str) -> Counters: ...
+
+    async def open_attempt(self, request: AttemptRequest) -> OpenResult:
+        """Join a rank's process to the job's current attempt, or open the next one.
+
+        With `launch`, all calls of one launch share an attempt. Without it, an attempt takes one process of each rank;
+        once it has one of every rank, another process of any rank opens the next. A process whose attempt is not the
+        current one any more is SUPERSEDED, unless nothing was decided in its attempt: then it may join the current one.
+
+        Raises:
+            JobUnknown: If there is no such job.
+        """
 
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:
         """Publish a version of a model for `ttl_s` seconds; scorers repeat it while they live."""
@@ -190,6 +202,9 @@ class DecisionLog(Protocol):
 
     async def dead_letter(self, letter: DeadLetter) -> bool:
         """Take the super-batch out of flight, keep the dead letter, publish an event; False if it was not in flight."""
+
+    async def dead_letter_superseded(self, job: str, attempt: int, *, now_s: float) -> list[DeadLetter]:
+        """Dead-letter (reason SUPERSEDED) the job's super-batches in flight of attempts before this one."""
 
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:
         """Dead-letter (reason EXPIRED) every super-batch in flight whose deadline has passed."""

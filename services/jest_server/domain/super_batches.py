@@ -63,7 +63,7 @@ class Submission(SuperBatchRecord):
     rank: int
     world_size: int
     keys: tuple[str, ...]
-    step: int | None = None
+    step: int
     group_labels: tuple[str, ...] = ()
     """One for each key, empty for a row of no group; or none at all."""
     sources: tuple[str, ...] = Field(default=(), exclude=True)
@@ -85,7 +85,7 @@ class SuperBatch(SuperBatchRecord):
     world_size: int
     reference: ReferenceInfo | None
     created_at_s: float
-    step: int | None = None
+    step: int
     submissions: dict[int, Submission]
     uploads: dict[int, dict[str, tuple[int, ...]]]
     """By rank: upload digest -> the positions it brought."""

@@ -21,6 +21,7 @@ from jest_server.selector.decide.decision_tasks import DecisionTasks
 from jest_server.selector.decide.event_listener import EventListener
 from jest_server.selector.decide.scheduler import SelectionScheduler
 from jest_server.selector.decide.select_sub_batch import SelectSubBatch
+from jest_server.selector.intake.open_attempt import OpenAttempt
 from jest_server.selector.intake.quotas import Quotas
 from jest_server.selector.intake.submit import SubmitSuperBatch
 from jest_server.selector.intake.uploads import UploadExamples
@@ -75,7 +76,9 @@ async def serve(settings: SelectorSettings, stores: Stores, cache: EmbeddingCach
         ),
         server.server,
     )
-    jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs), server.server)
+    jobs_pb2_grpc.add_JobServiceServicer_to_server(
+        JobServicer(jobs, OpenAttempt(jobs, stores.jobs, decisions, counts)), server.server
+    )
 
     async def watch() -> None:
         try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jest_server.runtime.security.rate import CallRates
     from jest_server.runtime.settings import SelectorSettings
     from jest_server.selector.decide.select_sub_batch import SelectSubBatch
+    from jest_server.selector.intake.open_attempt import OpenAttempt
     from jest_server.selector.intake.submit import SubmitSuperBatch
     from jest_server.selector.intake.uploads import UploadExamples
     from jest_server.use_cases.jobs import JobRegistry
@@ -34,8 +35,9 @@ NO_DEADLINE_S = 600.0
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     """jest.v1.JobService."""
 
-    def __init__(self, jobs: JobRegistry) -> None:
+    def __init__(self, jobs: JobRegistry, attempt: OpenAttempt) -> None:
         self._jobs = jobs
+        self._attempt = attempt
 
     async def CreateJob(self, request: jobs_pb2.CreateJobRequest, context: Context) -> jobs_pb2.CreateJobResponse:
         job, reference, created = await self._jobs.create(wire.job_spec_from_wire(request.spec))
@@ -54,6 +56,9 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     async def DeleteJob(self, request: jobs_pb2.DeleteJobRequest, context: Context) -> jobs_pb2.DeleteJobResponse:
         name = wire.job_name_from_wire(request.name, "name")
         return jobs_pb2.DeleteJobResponse(deleted=await self._jobs.delete(name))
+
+    async def OpenAttempt(self, request: jobs_pb2.OpenAttemptRequest, context: Context) -> jobs_pb2.OpenAttemptResponse:
+        return jobs_pb2.OpenAttemptResponse(attempt=await self._attempt.run(wire.attempt_request_from_wire(request)))
 
 
 class SelectionServicer(selection_pb2_grpc.SelectionServiceServicer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -13,6 +14,7 @@ from jest_proto.v1 import jobs_pb2 as pb
 from jest_proto.v1 import selection_pb2, tensors_pb2
 from jest_server import __version__
 from jest_server.domain import tenants
+from jest_server.domain.attempts import AttemptRequest
 from jest_server.domain.errors import InvalidField
 from jest_server.domain.jobs import JobName, JobSpec
 from jest_server.domain.super_batches import RankRef, Submission, SuperBatchId, SuperBatchRef
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
     from jest_server.selector.intake.submit import Accepted
     from jest_server.selector.learner_outputs.pending_selections import Outcome
 
+MAX_LAUNCH_BYTES: Final = 128
+_ATTEMPT_FIELDS: Final = (
+    ("process_nonce", r"[A-Za-z0-9_-]{1,64}", "1 to 64 characters of [A-Za-z0-9_-]"),
+    ("parent", r"(a[1-9][0-9]{0,17})?", "an attempt as OpenAttempt named it, or nothing"),
+)
 LONGEST_PHASE_S: Final = 3600.0
 """A longer phase of a trainer's step counts as this long."""
 DEFAULT_PAGE: Final = 100
@@ -163,9 +170,46 @@ def submission_from_wire(caller: RankRef, request: selection_pb2.SubmitSuperBatc
         rank=caller.rank,
         world_size=request.world_size,
         keys=tuple(request.example_keys),
-        step=request.step if request.HasField("step") else None,
+        step=_step(request),
         group_labels=tuple(request.group_labels),
         sources=tuple(request.example_sources),
+    )
+
+
+def _step(request: selection_pb2.SubmitSuperBatchRequest) -> int:
+    if not request.HasField("step"):
+        raise InvalidField("step is not set, expected the training step, from 0", field_name="step")
+    return request.step
+
+
+def attempt_request_from_wire(request: pb.OpenAttemptRequest) -> AttemptRequest:
+    """Return a rank's call to join an attempt.
+
+    Raises:
+        InvalidField: If a field is invalid.
+    """
+    for field, pattern, expectation in _ATTEMPT_FIELDS:
+        value = getattr(request, field)
+        if not re.fullmatch(pattern, value):
+            raise InvalidField(f"{field} is {reprlib.repr(value)}, expected {expectation}", field_name=field)
+    if len(request.launch.encode()) > MAX_LAUNCH_BYTES:
+        raise InvalidField(
+            f"launch has {len(request.launch.encode())} bytes, the limit is {MAX_LAUNCH_BYTES}", field_name="launch"
+        )
+    if bool(request.parent) != request.HasField("parent_step"):
+        raise InvalidField(
+            f"parent is {request.parent!r} and parent_step is {'' if request.HasField('parent_step') else 'not '}set, "
+            "expected both or neither",
+            field_name="parent_step",
+        )
+    return AttemptRequest(
+        job=job_name_from_wire(request.job, "job"),
+        rank=request.rank,
+        world_size=request.world_size,
+        launch=request.launch,
+        process_nonce=request.process_nonce,
+        parent=request.parent,
+        parent_step=request.parent_step if request.HasField("parent_step") else None,
     )
 
 

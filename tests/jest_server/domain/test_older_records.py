@@ -19,21 +19,22 @@ def test_a_job_that_was_recorded_before_schedules_and_limits_is_still_read():
     assert (spec.policy.weights, spec.policy.precision) == (False, "float32")
 
 
-def test_a_submission_that_was_recorded_before_steps_and_labels_is_still_read():
+def test_a_submission_that_was_recorded_before_labels_is_still_read():
     old = (
-        f'{{"job":"j","super_batch_id":"sb","rank":0,"world_size":1,"keys":["a"],"digest":"d","reference":{REFERENCE}}}'
+        '{"job":"j","super_batch_id":"sb","rank":0,"world_size":1,"step":3,"keys":["a"],"digest":"d",'
+        f'"reference":{REFERENCE}}}'
     )
     submission = Submission.model_validate_json(old)
-    assert (submission.step, submission.group_labels) == (None, ())
+    assert (submission.step, submission.group_labels) == (3, ())
 
 
 def test_a_decision_that_was_recorded_before_weights_is_still_read():
     old = (
-        f'{{"job":"j","super_batch_id":"sb","policy":{OLD_POLICY},"seed":1,"reference":{REFERENCE},'
+        f'{{"job":"j","super_batch_id":"sb","policy":{OLD_POLICY},"seed":1,"step":3,"reference":{REFERENCE},'
         '"learner_digests":{"0":"l"},"submission_digests":{"0":"d"},"positions":{"0":[2,1]},"sub_batch_size":2,'
         '"super_batch_size":10,"perplexity":[3.0],"cache_hits":0,"reference_inferences":10,"fallback":null,'
         '"fallback_reason":"","timings_s":{},"decided_at_s":1.0}'
     )
     decision = Decision.model_validate_json(old)
     assert decision.positions == {0: (2, 1)}
-    assert decision.step is decision.gain is decision.weights is None
+    assert decision.gain is decision.weights is None

@@ -96,6 +96,7 @@ class Bench:
             super_batch_id=super_batch_id,
             rank=0,
             world_size=1,
+            step=0,
             reference=info,
             keys=tuple(keys),
             digest="d",

@@ -29,7 +29,7 @@ KIB = 1 << 10
 
 @pytest.mark.parametrize("size", [255 * KIB, 257 * KIB, 8 << 20])
 def test_an_upload_of_any_size_gets_through_when_the_server_fails_twice(server, job, size):
-    job.submit("a", ["k"])
+    job.submit("a", ["k"], step=0)
     server.script["UploadExamples"].extend([fail(Code.UNAVAILABLE)] * 2)
     pixels = np.random.default_rng(0).integers(0, 256, (1, size), np.uint8)
     assert job.upload("a", [0], {"image": pixels}) == 1
@@ -141,7 +141,7 @@ def test_a_call_in_flight_is_made_again_when_its_server_is_killed(process_server
     process, address = process_server
     with jest.Client(address, deadline_s=20) as client:
         job = client.create_job("run", reference_model="r", policy=POLICY, world_size=2)
-        job.submit("a", ["k"])
+        job.submit("a", ["k"], step=0)
         job.upload("a", [0], {"image": np.zeros((1, 1), np.uint8)})
         answers = []
         waiting = threading.Thread(target=lambda: answers.append(job.select("a", pair())))
@@ -177,12 +177,12 @@ def test_every_call_to_a_stopped_process_ends_with_its_deadline(process_server):
     process, address = process_server
     with jest.Client(address, deadline_s=0.7) as client:
         job = client.create_job("run", reference_model="r", policy=POLICY)
-        job.submit("a", ["k"])
+        job.submit("a", ["k"], step=0)
         os.kill(process.pid, signal.SIGSTOP)
         for call in (
             client.server_info,
             job.counters,
-            lambda: job.submit("b", ["k"]),
+            lambda: job.submit("b", ["k"], step=0),
             lambda: job.upload("a", [0], {"image": np.zeros((1, 8 << 20), np.uint8)}),
             lambda: job.select("a", pair()),
         ):
@@ -248,7 +248,7 @@ def test_cancelling_ends_the_call_in_flight_at_once(server, job, until):
 
     def submit():
         try:
-            job.calls("a", 0).submit(["k"], job.deadline(cancellation))
+            job.calls("a", 0).submit(["k"], job.deadline(cancellation), step=0)
         except Cancelled as error:
             raised.append(error)
 
@@ -266,14 +266,14 @@ def test_cancelling_ends_the_pause_between_two_attempts(server, job, until):
     cancellation = Cancellation()
     threading.Timer(0.2, cancellation.cancel).start()
     with within(1.5), pytest.raises(Cancelled):
-        job.calls("a", 0).submit(["k"], job.deadline(cancellation))
+        job.calls("a", 0).submit(["k"], job.deadline(cancellation), step=0)
 
 
 def test_nothing_is_called_after_cancelling(server, job):
     cancellation = Cancellation()
     cancellation.cancel()
     with pytest.raises(Cancelled):
-        job.calls("a", 0).submit(["k"], job.deadline(cancellation))
+        job.calls("a", 0).submit(["k"], job.deadline(cancellation), step=0)
 
 
 def test_an_interrupt_cancels_the_call_in_flight(server, client, until):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from jest_server.domain.attempts import attempt_name, attempt_number
 from jest_server.domain.dead_letters import DeadLetter, RequeueStatus
 from jest_server.domain.decisions import DECISIONS_KEPT
 from jest_server.domain.errors import DeadLettered, SuperBatchUnknown
@@ -44,6 +45,8 @@ class MemoryDecisionLog(DecisionLog):
             raise SuperBatchUnknown(f"{ref} is not in flight", ref.metadata)
         until = time.monotonic() + keep_s
         state.decisions[super_batch_id] = (decision, until)
+        if attempt_number(super_batch_id) == state.attempts.number:
+            state.attempts.current.decided = True
         heapq.heappush(state.ends, (until, super_batch_id))
         while len(state.ends) > keep_count:
             del state.decisions[heapq.heappop(state.ends)[1]]
@@ -136,6 +139,13 @@ class MemoryDecisionLog(DecisionLog):
         state.in_flight[super_batch_id] = held
         state.add(dead_lettered=-1, in_flight=1)
         return RequeueStatus.REQUEUED
+
+    @override
+    async def dead_letter_superseded(self, job: str, attempt: int, *, now_s: float) -> list[DeadLetter]:
+        state = self._state.jobs.get(job)
+        ids = [] if state is None else [i for i in state.in_flight if 0 < attempt_number(i) < attempt]
+        letters = [DeadLetter.superseded(SuperBatchRef(job, i), attempt_name(attempt), at_s=now_s) for i in ids]
+        return [letter for letter in letters if await self.dead_letter(letter)]
 
     @override
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from jest_server.domain.errors import JobUnknown
 from jest_server.domain.jobs import Counters, Job
 from jest_server.domain.ports import JobStore
 from jest_server.domain.references import Announced
 from support.memory_stores.state import AnnouncedVersion, JobState
 
 if TYPE_CHECKING:
+    from jest_server.domain.attempts import AttemptRequest, OpenResult
     from jest_server.domain.jobs import JobSpec
     from jest_server.domain.references import ReferenceInfo
     from support.memory_stores.state import MemoryState
@@ -58,6 +60,13 @@ class MemoryJobStore(JobStore):
     async def counters(self, name: str) -> Counters:
         job = self._state.jobs.get(name)
         return Counters() if job is None else Counters.model_validate(job.counters)
+
+    @override
+    async def open_attempt(self, request: AttemptRequest) -> OpenResult:
+        job = self._state.jobs.get(request.job)
+        if job is None:
+            raise JobUnknown(f"job {request.job!r} does not exist any more", {"job": request.job})
+        return job.attempts.open(request)
 
     @override
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:

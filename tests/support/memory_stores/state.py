@@ -17,6 +17,7 @@ from jest_server.domain.ports import StoreConnection
 from jest_server.domain.storage import MemoryUse
 from jest_server.domain.super_batches import Limits, SuperBatchEvent, SuperBatchRef
 from jest_server.domain.tenants import prefix_of
+from support.memory_stores.attempts import Attempts
 from support.memory_stores.model_queue import ModelQueue, Place
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class JobState:
     """A job and all that belongs to it."""
 
     job: Job
+    attempts: Attempts = field(default_factory=Attempts)
     counters: dict[str, int] = field(default_factory=dict)
     in_flight: dict[str, InFlight] = field(default_factory=dict)
     decisions: dict[str, tuple[Decision, float]] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from jest_server.domain.attempts import attempt_name, attempt_number, attempt_superseded, attempt_unknown
 from jest_server.domain.errors import JobUnknown
 from jest_server.domain.ports import SuperBatchStore
 from jest_server.domain.super_batches import SubmitResult, SubmitStatus, SuperBatch, SuperBatchEvent, UploadStatus
@@ -37,6 +38,12 @@ class MemorySuperBatchStore(SuperBatchStore):
         job.expire_decisions()
         if submission.super_batch_id in job.decisions:
             return SubmitResult(SubmitStatus.DECIDED)
+        number, attempts = attempt_number(submission.super_batch_id), job.attempts
+        if number > attempts.number:
+            raise attempt_unknown(submission.job, attempt_name(number), submission.metadata)
+        if 0 < number < attempts.number:
+            current, opened_by = attempt_name(attempts.number), attempts.current.opened_by
+            raise attempt_superseded(submission.job, current, opened_by, submission.metadata)
         if submission.super_batch_id in job.dead_letters:
             return SubmitResult(SubmitStatus.DEAD)
         held = job.in_flight.get(submission.super_batch_id)

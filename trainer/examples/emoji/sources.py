@@ -55,7 +55,7 @@ class InProcessSelection:
                 _as_embeddings(self._learner, *self._learner(loaded["image"], loaded["tokens"])),
                 _as_embeddings(self._reference, *self._embed_once(loaded)),
                 self._policy,
-                seed=selection_seed(self._seed, str(self._step)),
+                seed=selection_seed(self._seed, self._step),
                 example_keys=loaded["keys"],
             ).positions
         self.account.scoring_seconds += time.perf_counter() - started

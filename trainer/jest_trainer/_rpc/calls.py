@@ -41,7 +41,7 @@ class SuperBatchCalls:
         keys: Sequence[str],
         deadline: Deadline,
         *,
-        step: int | None = None,
+        step: int,
         group_labels: Sequence[str] = (),
         sources: Sequence[str] = (),
     ) -> Submitted:

@@ -118,7 +118,7 @@ class DecisionMaker:
         fallback = job.spec.fallback if fallback_reason else None
         task = SelectionTask(
             spec=effective_policy(job.spec.policy, fallback),
-            seed=selection_seed(job.spec.seed, pending.ref.super_batch_id),
+            seed=selection_seed(job.spec.seed, super_batch.step),
             step=super_batch.step,
             submissions=super_batch.submissions,
             outputs=pending.outputs,

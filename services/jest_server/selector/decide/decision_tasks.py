@@ -35,7 +35,7 @@ class DecisionTasks:
         """Add one rank's outputs to the super-batch's pending selection, and wait for its outcome.
 
         Raises:
-            Conflict: If the rank sent other outputs before, or the ranks' outputs do not fit together.
+            Conflict: If the ranks' outputs do not fit together.
             ReferenceMissing, ReferenceTimeout, DeadLettered: If no decision can be made.
             WaitTimeout: If the call's deadline came first; the message says what is missing.
         """

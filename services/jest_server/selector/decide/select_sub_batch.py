@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jest_server.domain.errors import Conflict
 from jest_server.selector.intake.request import check_rank
 from jest_server.selector.learner_outputs.header import check_header
 from jest_server.selector.learner_outputs.pending_selections import Outcome
@@ -43,7 +42,7 @@ class SelectSubBatch:
         Raises:
             InvalidField: If rank, header or tensors do not fit the job's policy or the submitted rows.
             JobUnknown, SuperBatchUnknown, DeadLettered: If there is nothing to select from.
-            Conflict: If the rank sent other outputs before, or the ranks' outputs do not fit together.
+            Conflict: If the ranks' outputs do not fit together.
             ReferenceMissing, ReferenceTimeout: If reference embeddings are missing, and there is no fallback.
             QueueFull, ChecksumMismatch: If the outputs cannot be received now.
             WaitTimeout: If the call's deadline came before the decision.
@@ -53,20 +52,9 @@ class SelectSubBatch:
         check_header(request.header, spec.policy)
         recorded = await self._log.get_decision(request.ref)
         if recorded is not None:
-            return _require_same_outputs(Outcome(recorded, None), request)
+            return Outcome(recorded, None)
         outputs = await self._receiver.receive(request, messages)
-        outcome = _require_same_outputs(await self._decisions.outcome(request, outputs), request)
+        outcome = await self._decisions.outcome(request, outputs)
         if request.last_step_s is not None:
             self._metrics.stepped(request.ref.job, request.last_step_s)
         return outcome
-
-
-def _require_same_outputs(outcome: Outcome, request: SelectRequest) -> Outcome:
-    """Return the outcome, unless it was made from other learner outputs of this rank."""
-    if outcome.decision.learner_digests.get(request.rank) != request.digest:
-        raise Conflict(
-            f"{request.ref} was decided from other learner outputs of rank {request.rank}; "
-            "every super-batch needs its own id",
-            request.metadata,
-        )
-    return outcome

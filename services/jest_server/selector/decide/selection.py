@@ -33,7 +33,7 @@ class SelectionTask:
 
     spec: PolicySpec
     seed: int
-    step: int | None
+    step: int
     submissions: Mapping[int, Submission]
     outputs: Mapping[int, LearnerOutputs]
     reference: tuple[ReferenceInfo, torch.Tensor] | None
@@ -57,7 +57,7 @@ class SelectionTask:
             ValueError: If it is impossible at this step, e.g. because too few rows are left for its chunks.
         """
         policy = policy_of(self.spec)
-        return policy if self.step is None else policy.at_step(self.step, sum(self.rows), len(self.rows))
+        return policy.at_step(self.step, sum(self.rows), len(self.rows))
 
     def cost(self) -> float:
         """Estimate the work, in multiplications: rows times selected rows times the widths of the models that count.

@@ -41,11 +41,6 @@ def check_submission(submission: Submission, spec: JobSpec, reference: Reference
         InvalidField: If a value is invalid, or fewer rows may be selected than the sub-batch needs.
     """
     _check_lengths("example_keys", submission.keys, least=1, most=MAX_KEY_BYTES)
-    if submission.step is None and policy_of(spec.policy).is_scheduled:
-        raise InvalidField(
-            f"step is not set, expected the training step: the policy of job {spec.name!r} has a schedule",
-            field_name="step",
-        )
     _check_labels(submission, spec)
     if spec.world_size == 1:  # otherwise only all ranks together know the super-batch
         _check_enough(submission, spec)

@@ -99,8 +99,8 @@ class SubmitSuperBatch:
         if result.status is SubmitStatus.CONFLICT:
             if result.step != submission.step:
                 raise Conflict(
-                    f"rank {submission.rank} submits {submission.ref} with {_step(submission.step)}, it was submitted "
-                    f"with {_step(result.step)} before; the step has to be the same on all ranks",
+                    f"rank {submission.rank} submits {submission.ref} with step {submission.step}, it was submitted "
+                    f"with step {result.step} before; the step has to be the same on all ranks",
                     submission.metadata,
                 )
             raise Conflict(
@@ -149,7 +149,3 @@ class SubmitSuperBatch:
             limits=self._quotas.features,
         )
         self._quotas.require_accepted(status, submission.job, submission.metadata)
-
-
-def _step(step: int | None) -> str:
-    return "no step" if step is None else f"step {step}"

@@ -6,10 +6,11 @@ Losing it loses nothing, because the ranks send it again; it is bounded all the 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jest_core import Embeddings, ExampleLosses
 from jest_server.domain.errors import Conflict, QueueFull
@@ -89,14 +90,17 @@ class PendingSelection:
         return [rank for rank in range(self.world_size) if rank not in self.outputs]
 
     def add(self, rank: int, outputs: LearnerOutputs) -> None:
-        """Add a rank's outputs; repeating them changes nothing.
+        """Add a rank's outputs; until the selection is computed, they replace what the rank sent before.
+
+        A process that came back after a crash may send outputs that differ in their last bits.
 
         Raises:
-            Conflict: If the rank sent others before, or other ranks' outputs are of another width or datatype.
+            Conflict: If other ranks' outputs are of another width or datatype, or their scale or bias differs.
         """
-        self.held(rank, outputs.digest)
+        if self.stage == "COMPUTING":
+            return
         for other, theirs in self.outputs.items():
-            if _kind(theirs.outputs) != _kind(outputs.outputs):
+            if other != rank and not _fit(theirs.outputs, outputs.outputs):
                 raise Conflict(
                     f"the ranks' learners differ: rank {rank} sent {_kind(outputs.outputs)}, "
                     f"rank {other} {_kind(theirs.outputs)}",
@@ -105,20 +109,6 @@ class PendingSelection:
         self.outputs[rank] = outputs
         if not self.missing_ranks():
             self.complete.set()
-
-    def held(self, rank: int, digest: str) -> LearnerOutputs | None:
-        """Return the rank's outputs if they have arrived.
-
-        Raises:
-            Conflict: If their digest is another.
-        """
-        held = self.outputs.get(rank)
-        if held is not None and held.digest != digest:
-            raise Conflict(
-                f"rank {rank} sent other learner outputs for super-batch {self.ref.super_batch_id!r} before",
-                RankRef(self.ref, rank).metadata,
-            )
-        return held
 
 
 class PendingSelections:
@@ -210,9 +200,18 @@ def _tensors(outputs: RankOutputs) -> list[torch.Tensor]:
     return []
 
 
-def _kind(outputs: RankOutputs) -> dict[str, object]:
+def _fit(outputs: RankOutputs, others: RankOutputs) -> bool:
+    """Return whether two ranks' outputs can be of one learner; rounding may have moved scale and bias a little."""
+    one, other = _kind(outputs), _kind(others)
+    same = all(one[name] == other[name] for name in one if name not in ("scale", "bias"))
+    return same and all(
+        math.isclose(one[n], other[n], rel_tol=1e-4, abs_tol=1e-6) for n in ("scale", "bias") if n in one
+    )
+
+
+def _kind(outputs: RankOutputs) -> dict[str, Any]:
     """Return what has to be the same on all ranks."""
-    kind: dict[str, object] = {"dtypes": [str(t.dtype).removeprefix("torch.") for t in _tensors(outputs)]}
+    kind: dict[str, Any] = {"dtypes": [str(t.dtype).removeprefix("torch.") for t in _tensors(outputs)]}
     if isinstance(outputs, Embeddings):
         kind |= {"width": outputs.image.shape[1], "scale": outputs.scale, "bias": outputs.bias}
     return kind

@@ -84,7 +84,8 @@ class LearnerReceiver:
             # Two calls of one rank must not write its rows at once: one could be wrong, and the other's rows be used.
             async with matrix.receiving[request.rank]:
                 pending = self._selections.find(request.ref)
-                held = pending.held(request.rank, request.digest) if pending else None
+                # What is written may be being read: a rank's pair losses are not replaced.
+                held = pending.outputs.get(request.rank) if pending else None
                 if held is None:
                     await _fill(matrix, request, sum(rows[: request.rank]), each_tensor(stream, messages))
         except BaseException:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from jest_server.domain.attempts import attempt_name, attempt_number
 from jest_server.domain.dead_letters import DeadLetter, RequeueStatus
 from jest_server.domain.decisions import DECISIONS_KEPT, Decision
 from jest_server.domain.errors import DeadLettered, SuperBatchUnknown
@@ -59,7 +60,9 @@ class RedisDecisionLog(DecisionLog):
                 self._keys.decisions(ref.job),
                 self._keys.dead_letters(ref.job),
                 self._keys.counters(ref.job),
+                self._keys.attempt(ref.job),
                 **ref.metadata,
+                attempt=attempt_number(ref.super_batch_id),
                 keep_ms=milliseconds(keep_s),
                 keep_count=keep_count,
                 increments=increments,
@@ -155,6 +158,18 @@ class RedisDecisionLog(DecisionLog):
                 limits=asdict(limits),
             )
         return RequeueStatus(text(status))
+
+    @override
+    async def dead_letter_superseded(self, job: str, attempt: int, *, now_s: float) -> list[DeadLetter]:
+        async with translate_redis_errors("queue"):
+            members: Any = await self._client.zrange(self._keys.in_flight, 0, -1)
+        letters = []
+        for ref in map(ref_of, map(text, members)):
+            if ref.job == job and 0 < attempt_number(ref.super_batch_id) < attempt:
+                letter = DeadLetter.superseded(ref, attempt_name(attempt), at_s=now_s)
+                if await self.dead_letter(letter):
+                    letters.append(letter)
+        return letters
 
     @override
     async def dead_letter_overdue(self, *, now_s: float) -> list[DeadLetter]:

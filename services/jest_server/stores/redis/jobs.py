@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from jest_server.domain.attempts import OpenResult, OpenStatus, attempt_name, attempt_number
+from jest_server.domain.errors import JobUnknown
 from jest_server.domain.jobs import Counters, Job, JobSpec
 from jest_server.domain.ports import JobStore
 from jest_server.domain.references import Announced, ReferenceInfo
@@ -13,12 +15,15 @@ from jest_server.stores.redis.connection import milliseconds, run, text, transla
 from jest_server.stores.redis.references import versions_of
 
 if TYPE_CHECKING:
+    from jest_server.domain.attempts import AttemptRequest
     from jest_server.stores.redis.context import RedisContext
 
 VERSION_KEPT_S = 86400.0
 """How long a version of a reference model is remembered that is not served any more."""
 FINGERPRINT_KEPT_S = 30 * 86400.0
 """How long the fingerprints of a model are remembered after the last of them was used."""
+ATTEMPT_MEMBERS_KEPT = 100_000
+"""Processes and launches of a job that are remembered, the newest."""
 DELETE_BATCH = 5000
 """Decisions that one step of a job's deletion deletes."""
 
@@ -32,6 +37,7 @@ class RedisJobStore(JobStore):
         self._create_job = context.script("create_job")
         self._delete_job = context.script("fair_queue", "usage", "leave_flight", "delete_job")
         self._announce = context.script("announce")
+        self._open_attempt = context.script("open_attempt")
 
     @override
     async def create_job(self, spec: JobSpec, *, now_s: float) -> tuple[Job, bool]:
@@ -71,6 +77,8 @@ class RedisJobStore(JobStore):
                     keys.in_flight,
                     keys.weights,
                     keys.model_queues,
+                    keys.attempt(name),
+                    keys.attempt_members(name),
                     job=name,
                     batch=DELETE_BATCH,
                 )
@@ -82,6 +90,29 @@ class RedisJobStore(JobStore):
         async with translate_redis_errors("queue"):
             held = await self._client.hgetall(self._keys.counters(name))
         return Counters.model_validate({text(field): int(value) for field, value in held.items()})
+
+    @override
+    async def open_attempt(self, request: AttemptRequest) -> OpenResult:
+        async with translate_redis_errors("queue"):
+            status, *current = await self._open_attempt(
+                self._keys.jobs,
+                self._keys.attempt(request.job),
+                self._keys.attempt_members(request.job),
+                job=request.job,
+                rank=request.rank,
+                world_size=request.world_size,
+                launch=request.launch,
+                nonce=request.process_nonce,
+                parent=request.parent,
+                parent_step="" if request.parent_step is None else request.parent_step,
+                parent_number=attempt_number(request.parent),
+                members_kept=ATTEMPT_MEMBERS_KEPT,
+            )
+        if status == b"no_job":
+            raise JobUnknown(f"job {request.job!r} does not exist any more", {"job": request.job})
+        number, opened_by, world_size, parent, step = (text(value or b"") for value in current)
+        origin = (int(world_size or 0), parent, int(step) if step else None)
+        return OpenResult(OpenStatus(text(status)), attempt_name(int(number or 0)), int(opened_by or 0), origin)
 
     @override
     async def announce_reference(self, info: ReferenceInfo, *, ttl_s: float) -> None:

@@ -9,6 +9,8 @@ QUEUE is a digest that names a version of a reference model.
 | {jest}:jobs | hash | job name -> Job (JSON) | until deleted |
 | {jest}:weights | hash | job name -> its weight | until deleted |
 | {jest}:counters:JOB | hash | the job's counters, one field each | until deleted |
+| {jest}:attempt:JOB | hash | the current attempt and its processes, see open_attempt.lua | until the job is deleted |
+| {jest}:attempt_members:JOB | zset | processes and launches by number of attempt, the newest 100,000 | likewise |
 | {jest}:in_flight | zset | JOB/ID by deadline (s): exactly the super-batches in flight | until empty |
 | {jest}:usage | hash | super-batches in flight and bytes of features, see usage.lua | an entry until it is 0 |
 | {jest}:super_batch:JOB/ID | hash | see below | until decided; backstop |
@@ -120,6 +122,14 @@ class Keys:
     def counters(self, job: str) -> str:
         """A job's counters."""
         return f"{self.prefix}counters:{job}"
+
+    def attempt(self, job: str) -> str:
+        """A job's current attempt."""
+        return f"{self.prefix}attempt:{job}"
+
+    def attempt_members(self, job: str) -> str:
+        """Processes and launches of a job's attempts."""
+        return f"{self.prefix}attempt_members:{job}"
 
     def super_batch(self, ref: SuperBatchRef) -> str:
         """A super-batch in flight."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from jest_server.domain.attempts import attempt_name, attempt_number, attempt_superseded, attempt_unknown
 from jest_server.domain.chunked import chunked
 from jest_server.domain.errors import JobUnknown, StoreUnavailable
 from jest_server.domain.ports import SuperBatchStore
@@ -68,12 +69,14 @@ class RedisSuperBatchStore(SuperBatchStore):
                 self._keys.counters(ref.job),
                 self._keys.jobs,
                 self._keys.usage,
+                self._keys.attempt(ref.job),
                 **ref.metadata,
+                attempt=attempt_number(ref.super_batch_id),
                 rank=submission.rank,
                 digest=submission.digest,
                 rows=len(submission.keys),
                 world_size=submission.world_size,
-                step="" if submission.step is None else submission.step,
+                step=submission.step,
                 reference=own.decode(),
                 queue="" if reference is None else queue_of(reference.name, reference.version),
                 now_s=now_s,
@@ -85,6 +88,10 @@ class RedisSuperBatchStore(SuperBatchStore):
         status = text(answer[0])
         if status == "no_job":
             raise JobUnknown(f"job {ref.job!r} does not exist any more", {"job": ref.job})
+        if status == "no_attempt":
+            raise attempt_unknown(ref.job, attempt_name(attempt_number(ref.super_batch_id)), submission.metadata)
+        if status == "superseded":
+            raise attempt_superseded(ref.job, attempt_name(int(answer[1])), int(answer[2]), submission.metadata)
         if len(answer) == 1:
             return SubmitResult(SubmitStatus(status))
         pinned, step, *uploads = answer[1:]
@@ -118,7 +125,7 @@ class RedisSuperBatchStore(SuperBatchStore):
             world_size=int(fields["world_size"]),
             reference=reference,
             created_at_s=float(fields["created_at"]),
-            step=int(fields["step"]) if fields.get("step") else None,
+            step=int(fields["step"]),
             submissions=submissions,
             uploads=uploads,
             pending_shards=sum(name.startswith("shard:") for name in fields),

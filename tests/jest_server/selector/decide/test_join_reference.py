@@ -37,6 +37,7 @@ def super_batch(*keys_by_rank):
         world_size=len(keys_by_rank),
         reference=REFERENCE,
         created_at_s=0.0,
+        step=0,
         submissions=submissions,
         uploads={},
         pending_shards=0,

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 REFERENCE = ReferenceInfo(
     name="ref", version="1", preprocessing_id="p", scale=20.0, bias=-4.0, embedding_width=12, inputs=()
 )
-SEED = selection_seed(5, "sb")
+SEED = selection_seed(5, 0)
 
 
 def unit(*shape, seed):
@@ -36,6 +36,7 @@ def submissions(rows, *, keys=None, labels=None):
             super_batch_id="sb",
             rank=rank,
             world_size=len(rows),
+            step=0,
             reference=REFERENCE,
             keys=tuple(names[rank]),
             digest=str(rank),
@@ -58,7 +59,7 @@ def inputs(rows, *, outputs=None, reference=True, **fields):
     return {"submissions": submissions(rows, **fields), "outputs": outputs or embeddings(rows), "reference": joined}
 
 
-def chosen_from(spec, given, *, step=None, seed=SEED):
+def chosen_from(spec, given, *, step=0, seed=SEED):
     return select(SelectionTask(spec, seed, step, **given), CPU)
 
 
@@ -86,11 +87,11 @@ def test_several_ranks_choose_what_one_process_with_all_rows_would(loss):
     assert (chosen.gain, chosen.weights) == (1.0, None)
 
 
-def test_the_same_arguments_give_the_same_choice_and_another_super_batch_another():
+def test_the_same_arguments_give_the_same_choice_and_another_step_another():
     given = inputs([40])
     first = chosen_from(policy(), given)
     assert chosen_from(policy(), given) == first
-    assert chosen_from(policy(), given, seed=selection_seed(5, "sb-2")).positions != first.positions
+    assert chosen_from(policy(), given, seed=selection_seed(5, 1)).positions != first.positions
 
 
 @pytest.mark.parametrize("fallback", ["uniform", "hard_learner"])
@@ -249,7 +250,7 @@ def test_a_recorded_decision_of_a_scheduled_job_is_computed_again_from_its_recor
 
 def test_the_work_grows_with_rows_chosen_rows_and_the_widths_that_count():
     given = inputs([40])
-    assert SelectionTask(policy(), SEED, None, **given).cost() == 40 * 8 * (6 + 12)
-    assert SelectionTask(policy(scoring="hard_learner"), SEED, None, **given).cost() == 40 * 8 * 6
-    assert SelectionTask(policy(scoring="uniform"), SEED, None, **given).cost() == 40 * 8
+    assert SelectionTask(policy(), SEED, 0, **given).cost() == 40 * 8 * (6 + 12)
+    assert SelectionTask(policy(scoring="hard_learner"), SEED, 0, **given).cost() == 40 * 8 * 6
+    assert SelectionTask(policy(scoring="uniform"), SEED, 0, **given).cost() == 40 * 8
     assert SelectionTask(SCHEDULED, SEED, 0, **given).cost() == 40 * 20 * (6 + 12)

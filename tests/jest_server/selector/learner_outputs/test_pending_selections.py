@@ -29,12 +29,24 @@ async def test_a_pending_selection_is_complete_when_every_rank_has_come():
     assert pending.complete.is_set()
 
 
-async def test_a_rank_may_repeat_itself_but_not_change_its_mind():
+async def test_a_ranks_later_outputs_replace_its_earlier_ones_until_the_selection_is_computed():
     pending = PendingSelection(REF, 2)
     pending.add(0, outputs("a"))
-    pending.add(0, outputs("a"))
-    with pytest.raises(Conflict, match="rank 0 sent other learner outputs"):
-        pending.add(0, outputs("b"))
+    pending.add(0, outputs("b"))
+    assert pending.outputs[0].digest == "b"
+    pending.add(1, outputs("c"))
+    pending.add(0, outputs("d"))
+    assert pending.outputs[0].digest == "d", "the reference embeddings may still be awaited"
+    pending.stage = "COMPUTING"
+    pending.add(0, outputs("e"))
+    assert pending.outputs[0].digest == "d"
+
+
+async def test_a_scale_that_differs_in_its_last_bits_is_no_other_learners():
+    pending = PendingSelection(REF, 2)
+    pending.add(0, outputs())
+    pending.add(1, outputs(scale=10.0 * (1 + 1e-6)))
+    assert not pending.missing_ranks()
 
 
 @pytest.mark.parametrize(

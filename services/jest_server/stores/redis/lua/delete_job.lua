@@ -2,10 +2,11 @@
 -- batch of them, so that other callers wait only briefly, and the last call deletes the job itself with all the rest at once.
 --
 -- KEYS 1 namespace  2 jobs (hash)  3 counters (hash)  4 dead letters (hash)  5 their order (zset)
---      6 index of decisions (zset)  7 in flight (zset)  8 weights (hash)  9 model queues (hash)
+--      6 index of decisions (zset)  7 in flight (zset)  8 weights (hash)  9 model queues (hash)  10 attempt (hash)
+--      11 attempt members (zset)
 -- ARGV 1 {job, batch} (JSON)
 -- Returns "more" if it has to be called again, else "deleted", or "none" if there was no such job.
-local namespace, jobs, counters, dead_letters, order, index, in_flight, weights, model_queues = unpack(KEYS)
+local namespace, jobs, counters, dead_letters, order, index, in_flight, weights, model_queues, attempt, members = unpack(KEYS)
 local args = cjson.decode(ARGV[1])
 local job, batch = args.job, tonumber(args.batch)
 local decided = redis.call('ZRANGE', index, 0, batch - 1)
@@ -28,6 +29,6 @@ end
 for _, queue in ipairs(redis.call('HKEYS', model_queues)) do
   redis.call('ZREM', namespace .. 'idle_jobs:' .. queue, job)
 end
-redis.call('UNLINK', counters, dead_letters, order)
+redis.call('UNLINK', counters, dead_letters, order, attempt, members)
 redis.call('HDEL', weights, job)
 return redis.call('HDEL', jobs, job) == 1 and 'deleted' or 'none'

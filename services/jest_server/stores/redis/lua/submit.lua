@@ -3,13 +3,13 @@
 -- Its first write is one that Redis refuses when its memory is full: then nothing is stored.
 --
 -- KEYS 1 super-batch (hash)  2 decision (string)  3 dead letters (hash)  4 in flight (zset)  5 counters (hash)  6 jobs (hash)
---      7 usage (hash)
--- ARGV 1 {job, super_batch_id, rank, digest, rows, world_size, step: empty for none, reference (JSON), queue, now_s,
+--      7 usage (hash)  8 current attempt (hash)
+-- ARGV 1 {job, super_batch_id, rank, attempt: its number, digest, rows, world_size, step, reference (JSON), queue, now_s,
 --      deadline_s, ttl_ms, limits: {job, tenant, server} of super-batches in flight, 0 for none} (JSON)  2 submission (JSON)
--- Returns {status}: "decided", "dead" or "no_job"; "job", "tenant" or "server" if that is full. If the super-batch is in
--- flight, {"accepted", "repeated" or "conflict", pinned reference (JSON), pinned step or empty}, and for "repeated" the
+-- Returns {status}: "decided", "dead" or "no_job"; {"superseded", number, opened_by} or {"no_attempt", number}; "job", "tenant" or "server" if that is full. If the super-batch is in
+-- flight, {"accepted", "repeated" or "conflict", pinned reference (JSON), pinned step}, and for "repeated" the
 -- positions (JSON) of each upload of this rank.
-local super_batch, decision, dead_letters, in_flight, counters, jobs, usage = unpack(KEYS)
+local super_batch, decision, dead_letters, in_flight, counters, jobs, usage, attempt = unpack(KEYS)
 local args = cjson.decode(ARGV[1])
 local job, id, rank = args.job, args.super_batch_id, args.rank
 local member = job .. '/' .. id
@@ -23,6 +23,15 @@ if redis.call('HEXISTS', jobs, job) == 0 then
 end
 if redis.call('EXISTS', decision) == 1 then
   return {'decided'}
+end
+if args.attempt ~= '0' then
+  local number = tonumber(redis.call('HGET', attempt, 'number') or 0)
+  if tonumber(args.attempt) > number then
+    return {'no_attempt', number}
+  end
+  if tonumber(args.attempt) < number then
+    return {'superseded', number, redis.call('HGET', attempt, 'opened_by')}
+  end
 end
 if redis.call('HEXISTS', dead_letters, id) == 1 then
   return {'dead'}
