@@ -79,7 +79,7 @@ class Client:
             policy: how to choose.
             reference_model: as Triton serves it; None where the policy needs none, which is under the scorings
                 `uniform` and `hard_learner` and under the loss `per_example`.
-            seed: of every random choice, together with the super-batch id.
+            seed: of every random choice, together with the step.
             world_size: ranks that contribute to each super-batch; None asks torch.distributed, 1 without it.
             fallback: what to do when reference embeddings are late: `fail`, or choose by another rule and say so.
             reference_timeout_s: when they are late.
