@@ -83,6 +83,7 @@ async def test_a_scheduled_jobs_decision_is_computed_again_from_what_the_store_k
         rank=0,
         world_size=1,
         keys=tuple(keys),
+        step=4,
         group_labels=tuple(labels),
     )
     learner = Embeddings(torch.from_numpy(image), torch.from_numpy(text), scale=10.0, bias=-10.0)

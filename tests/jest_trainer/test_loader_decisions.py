@@ -16,8 +16,8 @@ STEPS = 6
 
 def embed(batch):
     """Makes the rows after the batch's step the best, so that each step has its own decision."""
-    first = ((batch["row"] - batch["step"]) % 8).float()
-    image = torch.stack([first, torch.zeros(8)], dim=1)
+    first = ((batch["row"] - batch["step"]) % 8) / 8
+    image = torch.stack([first, (1 - first**2).sqrt()], dim=1)
     return jest.Embeddings(image, image, scale=10.0, bias=-1.0)
 
 
@@ -106,7 +106,7 @@ def test_a_batch_that_take_makes_a_dictionary_can_hold_the_decision(make_loop):
     (batch,) = make_loop(
         batches,
         keys=lambda batch: batch[0]["keys"],
-        features=lambda batch: {"image": batch[0]["image"]},
+        features=lambda batch: {"image": batch[0]["image"], "tokens": batch[0]["tokens"]},
         embed=lambda batch: embed(batch[0]),
         take=lambda batch, positions: {"row": batch[0]["row"][positions]},
         decision_key="jest",

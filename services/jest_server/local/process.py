@@ -6,6 +6,7 @@ On Linux it gets SIGTERM when the process that started it dies, however that hap
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 LOOPBACK = "127.0.0.1"
+_PORTS = range(10_240, 32_768)
 _POLL_S = 0.02
 _LOG_TAIL_BYTES = 2000
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
@@ -32,10 +35,15 @@ class ServerStartError(RuntimeError):
 
 
 def free_port() -> int:
-    """Returns a TCP port that nobody listens on at the moment."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return int(listener.getsockname()[1])
+    """Return a TCP port that no server listens on.
+
+    It lies below the range of outgoing connections, one of which could take it before its server does.
+    """
+    while True:
+        port = _PORTS[secrets.randbelow(len(_PORTS))]
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind((LOOPBACK, port))
+            return port
 
 
 class ServerProcess:

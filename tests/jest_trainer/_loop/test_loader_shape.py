@@ -22,7 +22,8 @@ class Rows(Dataset):
         return ROWS
 
     def __getitem__(self, index):
-        return {"keys": f"k{index}", "row": index % 8, "image": torch.zeros(3, 2, 2, dtype=torch.uint8)}
+        features = {"image": torch.zeros(3, 2, 2, dtype=torch.uint8), "tokens": torch.zeros(4, dtype=torch.int32)}
+        return {"keys": f"k{index}", "row": index % 8, **features}
 
 
 class Stream(IterableDataset):
@@ -54,7 +55,10 @@ class Epochs:
 
 @pytest.fixture
 def loop_over(make_loop):
-    return lambda loader, **options: make_loop(loader, features=lambda batch: {"image": batch["image"]}, **options)
+    def features(batch):
+        return {name: batch[name] for name in ("image", "tokens")}
+
+    return lambda loader, **options: make_loop(loader, features=features, **options)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from jest_server.runtime.metrics import SelectorMetrics
 from jest_server.runtime.security import rate
 from jest_server.runtime.security.rate import BURST_S, CallRates, RateLimit
 from jest_server.runtime.settings import ProcessSettings
+from jest_server.selector.intake.open_attempt import OpenAttempt
 from jest_server.selector.service import JobServicer
 from jest_server.use_cases.jobs import JobRegistry
 from support.memory_stores.stores import open_memory_stores
@@ -124,9 +125,11 @@ def test_a_limit_that_cannot_be_is_refused_at_the_start(limit, value):
 async def address():
     """A real server that lets each tenant make two calls a second, four at once."""
     settings = ProcessSettings(listen="127.0.0.1:0", max_calls_per_s_per_tenant=2, drain_delay_s=0, grace_s=1)
-    server = GrpcServer(settings, SelectorMetrics(CollectorRegistry()).rpc)
-    jobs = JobRegistry(open_memory_stores().jobs, max_world_size=8)
-    jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs), server.server)
+    metrics, stores = SelectorMetrics(CollectorRegistry()), open_memory_stores()
+    server = GrpcServer(settings, metrics.rpc)
+    jobs = JobRegistry(stores.jobs, max_world_size=8)
+    attempt = OpenAttempt(jobs, stores.jobs, stores.decisions, metrics)
+    jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs, attempt), server.server)
     yield f"127.0.0.1:{await server.start(())}"
     await server.drain()
 
