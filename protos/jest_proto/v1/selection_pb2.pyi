@@ -3,7 +3,7 @@
 isort:skip_file
 The conversation between a training process and the selector.
 
-Once per start, each rank joins an attempt of its job (JobService.OpenAttempt): a run of its training loop. Super-batch ids
+Once per start, each rank may join an attempt of its job (JobService.OpenAttempt): a run of its training loop. Super-batch ids
 are `{attempt}-{pass}-{step}`, so that a script that runs again never meets the ids of the run before.
 
 For every super-batch each of the job's W ranks makes the same three calls, all of them under the same
