@@ -34,7 +34,7 @@ class Peak:
 
 def machine() -> dict[str, Any]:
     """Describes this machine in words, with the versions that matter."""
-    import torch  # noqa: PLC0415 - only who runs towers needs torch
+    import torch  # noqa: PLC0415 - a description does not decide who may import this module
 
     return {
         "cpu": _cpu_name(),

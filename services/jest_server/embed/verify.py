@@ -53,7 +53,7 @@ def verify(output: str, on_file: Callable[[str], None] = lambda _: None) -> Veri
                 _check(folder, manifest, name)
                 verified.files += 1
                 verified.rows += manifest.rows
-            except Exception as error:  # noqa: BLE001 - told to the test
+            except Exception as error:  # noqa: BLE001 - every kind of store raises errors of its own
                 detail = str(error) if isinstance(error, EmbeddingFileError) else f"{name}: {error!r}"
                 verified.problems.append(f"{space}/{detail}")
         verified.unnamed += [f"{space}/{name}" for name in sorted(folder.data_files() - named)]

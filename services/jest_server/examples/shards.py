@@ -178,7 +178,7 @@ class FolderShard:
             return
         try:
             example.files[extension] = self.files.cat_file(path)
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - every kind of store raises errors of its own
             example.problem = LeftOut(path, "file unreadable", repr(error)[:200])
 
 

@@ -229,7 +229,7 @@ class Worker:
                     await self._dead_letter(claim, error.reason, str(error))
             except asyncio.CancelledError:
                 raise  # still in hand: drain releases it
-            except Exception:  # noqa: BLE001 - the last line of defence: logged here, reported as INTERNAL
+            except Exception:  # noqa: BLE001 - a fault of ours must not stop the scorer
                 # No more heartbeats for this claim: it is reclaimed, and dead-lettered if that happens too often.
                 _log.exception("shard failed")
                 self._in_hand.pop(claim.shard.name, None)

@@ -87,7 +87,7 @@ class EmbeddingFiles:
             self._problem("timeout", f"no answer within {self._timeout_s:g} s; left alone for {PAUSE_S:g} s")
             self._paused_until_s = time.monotonic() + PAUSE_S
             return nothing
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - every kind of object store raises errors of its own
             self._problem("read", repr(error))
             return nothing
         self._metrics.hits.inc(sum(value is not None for value in values))
@@ -124,7 +124,7 @@ class EmbeddingFiles:
             if space.listing is not before:
                 _log.info("embedding files listed", url=before.folder.url, rows=len(space.listing.index))
             self._metrics.rows.set(sum(len(each.listing.index) for each in self._spaces.values()))
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - as above
             self._problem("listing", repr(error))
         finally:
             space.listed_at_s = time.monotonic()
