@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import sys
 from typing import TYPE_CHECKING
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from jest_server.local.process import LOOPBACK, ManagedServer, ServerProcess, free_port
+from jest_server.runtime.health_check import serves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,25 +44,11 @@ class JestProcess(ManagedServer):
         self._process.start(command, ready=self._serves, timeout_s=START_TIMEOUT_S, env=env)
 
     def _serves(self) -> bool:
-        with grpc.insecure_channel(f"{LOOPBACK}:{self.port}") as channel:
-            try:
-                answer = health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=_CHECK_TIMEOUT_S
-                )
-            except grpc.RpcError:
-                return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return serves(f"{LOOPBACK}:{self.port}", _CHECK_TIMEOUT_S)[0]
 
 
 class JestHttpProcess(JestProcess):
     """The same for a process that speaks HTTP in plain text: ready when ``/readyz`` says so."""
 
     def _serves(self) -> bool:
-        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=_CHECK_TIMEOUT_S)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except http.client.HTTPException:
-            return False
-        finally:
-            connection.close()
+        return serves(f"http://{LOOPBACK}:{self.port}/readyz", _CHECK_TIMEOUT_S)[0]

@@ -89,7 +89,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
                 raise
-            except Exception:  # noqa: BLE001 - the last line of defence: logged here, told to the caller as INTERNAL
+            except Exception:  # noqa: BLE001 - the last line of defence: logged here, answered with INTERNAL
                 code = grpc.StatusCode.INTERNAL
                 _log.exception("call failed", method=method)
                 await _abort(context, errors.JestServerError("internal error; the server's log has the details"))

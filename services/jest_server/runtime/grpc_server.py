@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class GrpcServer:
     """A gRPC server with health and reflection, not serving before ``ready`` is called.
 
-    Health and reflection ask for no token: they tell what the published contract tells, and whether it works now.
+    Health and reflection ask for no token: they report the published contract and whether the server works now.
 
     Args:
         settings: Where to listen, and what protects it.
@@ -66,7 +66,7 @@ class GrpcServer:
         return port
 
     async def set_ready(self, *, ready: bool) -> None:
-        """Tells health checkers whether calls can be answered now."""
+        """Report to health checkers whether calls can be answered now."""
         await self._health.set_ready(ready=ready)
 
     async def drain(self) -> None:

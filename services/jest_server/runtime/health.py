@@ -44,7 +44,7 @@ class Health:
         return port
 
     async def set_ready(self, *, ready: bool) -> None:
-        """Tells health checkers whether calls can be answered now."""
+        """Report to health checkers whether calls can be answered now."""
         status = health_pb2.HealthCheckResponse
         for service in self._services:
             await self._servicer.set(service, status.SERVING if ready else status.NOT_SERVING)

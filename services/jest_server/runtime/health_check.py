@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 def serves(address: str, timeout_s: float) -> tuple[bool, str]:
-    """Tells whether the process at a gRPC address, or an http:// URL, serves, and what it said."""
+    """Return whether the process at a gRPC address, or an http:// URL, serves, and its answer."""
     return _over_http(address, timeout_s) if address.startswith("http://") else _over_grpc(address, timeout_s)
 
 

@@ -56,7 +56,7 @@ async def _endless(job: Callable[[], Awaitable[None]]) -> None:
 
 
 async def every(interval_s: float | Callable[[], float], action: Callable[[], Awaitable[None]], *, name: str) -> None:
-    """Repeats an action for ever; a failure is logged and the next turn tries again."""
+    """Repeat an action until cancelled; a failure is logged, and the action is tried again after the interval."""
     while True:
         try:
             await action()
